@@ -1,0 +1,41 @@
+# RetinaNet in small, trained from scratch on the embedded data set in minutes on two CPU cores.
+_base_ = [
+    '../_base_/models/retinanet_fpn.py',
+    '../_base_/datasets/shapes_detection.py',
+    '../_base_/schedules/adamw_1x_coco.py',
+    '../_base_/detection_runtime.py',
+]
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(type='mmvitattn.LinGlo', arch='b0'),
+    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64, num_outs=3),
+    bbox_head=dict(
+        num_classes=6,
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=dict(type='GN', num_groups=8),
+        # Objects are 12 to 96 pixels long.
+        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
+        reg_decoded_bbox=True,
+        loss_bbox=dict(_delete_=True, type='GIoULoss', loss_weight=2.0),
+    ),
+)
+max_epochs = 20
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0, norm_type=2)
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=75),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=1,
+        end=max_epochs,
+        eta_min=1e-5,
+        convert_to_iter_based=True,
+    ),
+]
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+default_hooks = dict(logger=dict(interval=25))
+randomness = dict(seed=0)

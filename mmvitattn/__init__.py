@@ -1,0 +1,33 @@
+"""mmvitattn: efficient-attention backbones for mmdet, mmsegmentation and mmpretrain.
+
+``mmvitattn.ops`` and ``mmvitattn.layers`` need PyTorch alone. The backbones
+(``mmvitattn.models``) and the tools need one of the two OpenMMLab stacks; importing this package
+then registers them. This module never raises ImportError: MMEngine would swallow it and report
+"not in the registry" instead.
+"""
+
+import importlib.util
+import warnings
+
+from . import compat
+from .version import __version__
+
+__all__ = ['MISSING_STACK', '__version__', 'has_mm_stack']
+
+MISSING_STACK = (
+    'MMEngine is not installed: mmvitattn.ops and mmvitattn.layers work, the backbones, configs '
+    'and tools do not. Install one stack: `pip install "mmvitattn[onedl]"` (maintained forks, '
+    'current torch) or `pip install "mmvitattn[openmmlab]"` (OpenMMLab\'s originals, torch 2.1).'
+)
+
+
+def has_mm_stack() -> bool:
+    """Whether MMEngine, of either stack, can be imported."""
+    return importlib.util.find_spec('mmengine') is not None
+
+
+compat.install()
+if has_mm_stack():
+    from . import models  # noqa: F401  (registers the backbones)
+else:
+    warnings.warn(MISSING_STACK, stacklevel=2)

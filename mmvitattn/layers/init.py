@@ -1,0 +1,33 @@
+"""Initialisation shared by the layers."""
+
+import math
+
+from torch import nn
+
+
+def trunc_normal_(module: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
+    """Truncated normal weights, zero bias, in place.
+
+    Args:
+        module: layer with ``weight`` and optional ``bias``.
+        std: standard deviation.
+    """
+    nn.init.trunc_normal_(module.weight, std=std)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def he_normal_fan_out_(conv: nn.Conv2d) -> None:
+    """He normal weights by fan-out, zero bias, in place.
+
+    The fan-out counts the outputs that one input value reaches, so a depth-wise convolution's is
+    its kernel area (PVT's convention; ``kaiming_normal_`` ignores the groups).
+
+    Args:
+        conv: convolution, grouped or not.
+    """
+    kernel_height, kernel_width = conv.kernel_size
+    fan_out = kernel_height * kernel_width * conv.out_channels // conv.groups
+    nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)

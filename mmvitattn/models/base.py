@@ -1,0 +1,275 @@
+"""What all backbones share: options, checks, freezing, checkpointing, the pyramid loop.
+
+A family subclasses :class:`PyramidBackbone`, sets ``arch_zoo`` and fills four attributes: ``stem``,
+``stages`` (one ``nn.Sequential`` of blocks each), ``downsamples`` (the module between stages i and
+i+1 stands at index i and counts as part of stage i+1) and, through ``add_output_norms``,
+``norms``. Inside, maps are channels-last, (B, H, W, C): linear maps and LayerNorm then run without
+copies, and convolutions see the same memory as a channels_last (B, C, H, W) map.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from .feature_info import FeatureInfo
+
+
+class PyramidBackbone(BaseModule):
+    """Base class of backbones that give a pyramid of feature maps.
+
+    Args:
+        channels: channels of each stage.
+        strides: stride of each stage's output against the image.
+        in_channels: channels of the image.
+        out_indices: stages whose outputs are returned; negative ones count from the last. Stages
+            behind the last one returned are not built.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        norm_eval: keep BatchNorms in evaluation mode while training.
+        with_cp: recompute each block in the backward pass to save memory.
+        min_size: least height and width of an image, in pixels.
+        init_cfg: MMEngine's initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
+
+    Raises:
+        ValueError: for out_indices or frozen_stages that do not exist.
+    """
+
+    arch_zoo: Mapping[str, Mapping] = {}
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        min_size: int = 32,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.in_channels, self.min_size = in_channels, min_size
+        self.out_indices = resolve_out_indices(out_indices, len(channels))
+        self.num_stages = max(self.out_indices) + 1
+        if not -1 <= frozen_stages <= self.num_stages:
+            raise ValueError(
+                f'frozen_stages={frozen_stages} must lie in [-1, {self.num_stages}]: -1 none, '
+                f'0 the stem, k the stem and the first k of the {self.num_stages} stages in use'
+            )
+        self.frozen_stages, self.norm_eval, self.with_cp = frozen_stages, norm_eval, with_cp
+        self.feature_info = FeatureInfo(
+            dict(num_chs=channels[i], reduction=strides[i], module=f'norms.{i}')
+            for i in self.out_indices
+        )
+        self.stem: nn.Module
+        self.stages = nn.ModuleList()
+        self.downsamples = nn.ModuleList()
+        self.norms = nn.ModuleDict()
+
+    @classmethod
+    def resolve_arch(cls, arch: str | Mapping, optional: Sequence[str] = ()) -> dict:
+        """Settings of a named or custom architecture.
+
+        Args:
+            arch: a name of ``arch_zoo``, or a mapping with the same keys.
+            optional: keys that a mapping may leave out.
+
+        Returns:
+            The settings, a copy.
+
+        Raises:
+            ValueError: for an unknown name, or missing or unknown keys.
+        """
+        if isinstance(arch, str):
+            if arch not in cls.arch_zoo:
+                raise ValueError(
+                    f'{cls.__name__}: unknown arch {arch!r}; choose one of '
+                    f'{", ".join(cls.arch_zoo)}, or give a dict'
+                )
+            return dict(cls.arch_zoo[arch])
+        known = set(next(iter(cls.arch_zoo.values()))) | set(optional)
+        missing, unknown = known - set(arch) - set(optional), set(arch) - known
+        if missing or unknown:
+            raise ValueError(
+                f'{cls.__name__}: arch dict lacks {sorted(missing)} and has unknown keys '
+                f'{sorted(unknown)}; it takes {sorted(known)}'
+            )
+        return dict(arch)
+
+    def add_output_norms(self, eps: float = 1e-6) -> None:
+        """Adds a LayerNorm for each output, ``norms.<stage>``, and freezes what is to be frozen."""
+        for index, info in zip(self.out_indices, self.feature_info, strict=True):
+            self.norms[str(index)] = nn.LayerNorm(info['num_chs'], eps=eps)
+        self._freeze()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Computes the feature pyramid.
+
+        Args:
+            image: (B, in_channels, H, W), H and W at least ``min_size``; odd sizes are fine.
+
+        Returns:
+            One map (B, C_i, H_i, W_i) for each of ``out_indices``, in their order.
+
+        Raises:
+            ValueError: for an image of another form.
+        """
+        self._check_image(image)
+        x = self.stem(image.permute(0, 2, 3, 1))
+        outputs = {}
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.downsamples[i - 1](x)
+            x = self.forward_stage(stage, x)
+            if i in self.out_indices:
+                outputs[i] = self.norms[str(i)](x).permute(0, 3, 1, 2)
+        return tuple(outputs[i] for i in self.out_indices)
+
+    def forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """Runs a stage's blocks, each recomputed in the backward pass if ``with_cp``."""
+        for block in stage:
+            if self.with_cp and self.training and torch.is_grad_enabled():
+                contexts = _recompute_contexts(block)
+                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            else:
+                x = block(x)
+        return x
+
+    def train(self, mode: bool = True) -> 'PyramidBackbone':
+        """Sets the mode; frozen parts (and BatchNorms, with ``norm_eval``) stay in evaluation."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def switch_to_deploy(self) -> None:
+        """Folds what can be folded for inference, in place; idempotent."""
+        for module in self.modules():
+            if module is not self and hasattr(module, 'switch_to_deploy'):
+                module.switch_to_deploy()
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay.
+
+        The stem is layer 0, each block one layer more (a down-sampling belongs to the block behind
+        it), output norms and whatever follows the backbone the last layer.
+
+        Args:
+            param_name: name of the parameter, with ``prefix``.
+            prefix: what stands before the backbone's own names, e.g. ``'backbone.'``.
+
+        Returns:
+            The parameter's depth and the number of layers.
+        """
+        first_block = [1]
+        for stage in self.stages:
+            first_block.append(first_block[-1] + len(stage))
+        last = first_block[-1]
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        part, *rest = param_name[len(prefix) :].split('.')
+        if part == 'stem':
+            return 0, last + 1
+        if part == 'downsamples':
+            return first_block[int(rest[0]) + 1], last + 1
+        if part == 'stages':
+            return first_block[int(rest[0])] + int(rest[1]), last + 1
+        return last, last + 1
+
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        if self.frozen_stages >= 0:
+            yield self.stem
+        for i in range(self.frozen_stages):
+            yield self.stages[i]
+            if i > 0:
+                yield self.downsamples[i - 1]
+            if i in self.out_indices:
+                yield self.norms[str(i)]
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def _check_image(self, image: Tensor) -> None:
+        name = type(self).__name__
+        if image.dim() != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{name} takes images (B, {self.in_channels}, H, W), got {tuple(image.shape)}; '
+                f'set in_channels for other inputs'
+            )
+        if min(image.shape[2:]) < self.min_size:
+            raise ValueError(
+                f'{name} takes images of at least {self.min_size} x {self.min_size} pixels, got '
+                f'{image.shape[2]} x {image.shape[3]}; resize or pad them'
+            )
+
+
+def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """Non-negative stage indices.
+
+    Args:
+        out_indices: one or several indices; negative ones count from the last stage.
+        num_stages: number of stages.
+
+    Returns:
+        The indices, in the given order.
+
+    Raises:
+        ValueError: if there is none, one is out of range or comes twice.
+    """
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    resolved = tuple(i + num_stages if i < 0 else i for i in indices)
+    if (
+        not resolved
+        or len(set(resolved)) < len(resolved)
+        or not all(0 <= i < num_stages for i in resolved)
+    ):
+        raise ValueError(
+            f'out_indices={out_indices} must be distinct and lie in '
+            f'[{-num_stages}, {num_stages - 1}]: there are {num_stages} stages'
+        )
+    return resolved
+
+
+def linear_ramp(largest: float, depths: Sequence[int]) -> list[list[float]]:
+    """Drop-path rates that rise linearly from 0 to ``largest`` over all blocks.
+
+    Args:
+        largest: rate of the last block.
+        depths: number of blocks in each stage.
+
+    Returns:
+        One list of rates for each stage.
+    """
+    rates = iter(torch.linspace(0, largest, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]
+
+
+def _recompute_contexts(block: nn.Module):
+    return lambda: (nullcontext(), _running_statistics_paused(block))
+
+
+@contextmanager
+def _running_statistics_paused(block: nn.Module) -> Iterator[None]:
+    """The second forward of a checkpointed block must not update running statistics again."""
+    norms = [
+        m
+        for m in block.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
