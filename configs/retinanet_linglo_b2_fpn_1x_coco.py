@@ -8,9 +8,10 @@ model = dict(
     backbone=dict(
         type='mmvitattn.LinGlo',
         arch='b2',
+        out_indices=(1, 2, 3),
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/linglo-b2_in1k.pth', prefix='backbone.'
         ),
     ),
-    neck=dict(in_channels=[64, 128, 320, 512]),
+    neck=dict(in_channels=[128, 320, 512]),
 )

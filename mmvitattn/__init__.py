@@ -31,3 +31,9 @@ if has_mm_stack():
     from . import models  # noqa: F401  (registers the backbones)
 else:
     warnings.warn(MISSING_STACK, stacklevel=2)
+
+
+def __getattr__(name: str):
+    if name in ('models', 'registry', 'engine', 'converters') and not has_mm_stack():
+        raise AttributeError(f'mmvitattn.{name}: {MISSING_STACK}')
+    raise AttributeError(f"module 'mmvitattn' has no attribute {name!r}")

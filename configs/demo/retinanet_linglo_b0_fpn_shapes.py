@@ -7,26 +7,28 @@ _base_ = [
 ]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(type='mmvitattn.LinGlo', arch='b0'),
-    neck=dict(in_channels=[32, 64, 160, 256], out_channels=64, num_outs=3),
+    backbone=dict(type='mmvitattn.LinGlo', arch='b0', out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[64, 160, 256], out_channels=64, num_outs=3),
     bbox_head=dict(
         num_classes=6,
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=dict(type='GN', num_groups=8),
-        # Objects are 12 to 96 pixels long.
-        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
+        # Shapes are 13 to 102 pixels long.
+        anchor_generator=dict(octave_base_scale=3, ratios=[1.0], strides=[8, 16, 32]),
         reg_decoded_bbox=True,
         loss_bbox=dict(_delete_=True, type='GIoULoss', loss_weight=2.0),
     ),
+    train_cfg=dict(assigner=dict(pos_iou_thr=0.4, neg_iou_thr=0.3)),
 )
-max_epochs = 20
+max_epochs = 10
+train_dataloader = dict(batch_size=8)
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0, norm_type=2)
+    optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0, norm_type=2)
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=75),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=150),
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
@@ -36,6 +38,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, priority=49)]
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 default_hooks = dict(logger=dict(interval=25))
 randomness = dict(seed=0)

@@ -19,9 +19,9 @@ BACKGROUND_CLASSES = ('bricks', 'checks', 'clouds', 'dots', 'gradient', 'stripes
 FILLS = ('checks', 'clouds', 'flat', 'gradient', 'stripes')
 
 SUPERSAMPLE = 4
-MIN_VISIBLE_SHARE = 0.5  # less of a shape than this and people start guessing what it was
+MIN_VISIBLE_SHARE = 0.7  # less of a shape than this and people start guessing what it was
 MIN_VISIBLE_AREA = 24 / 128**2  # as a share of the picture
-MIN_CONTRAST = 0.34  # weighted colour distance between a shape and what surrounds it
+MIN_CONTRAST = 0.4  # weighted colour distance between a shape and what surrounds it
 PLACEMENT_TRIES = 30
 LUMA_WEIGHTS = np.sqrt(3 * np.array([0.114, 0.587, 0.299]))
 
@@ -86,7 +86,7 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
         period = size * rng.uniform(0.07, 0.18)
         pattern = draw_texture(rng, BACKGROUND_CLASSES[kind], (size, size), period)
         dark = rng.uniform(0.1, 0.8, 3)
-        light = np.clip(dark + rng.uniform(0.12, 0.3) + rng.uniform(-0.08, 0.08, 3), 0, 1)
+        light = np.clip(dark + rng.uniform(0.06, 0.18) + rng.uniform(-0.05, 0.05, 3), 0, 1)
         layers.append(_blend(dark, light, pattern if rng.random() < 0.5 else 1 - pattern))
     if rng.random() < 0.4:
         return layers[0], np.full((size, size), kinds[0], np.uint8)
@@ -286,7 +286,7 @@ def _contrasting_colours(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two colours for a fill, both apart from nearly all of the pixels around it."""
     candidates = rng.uniform(0.04, 0.96, (24, 2, 3))
-    candidates[:, 1] = candidates[:, 0] + 0.4 * (candidates[:, 1] - candidates[:, 0])
+    candidates[:, 1] = candidates[:, 0] + 0.25 * (candidates[:, 1] - candidates[:, 0])
     around = surroundings[:: max(len(surroundings) // 48, 1)]
     distance = np.linalg.norm((candidates[:, :, None] - around) * LUMA_WEIGHTS, axis=-1)
     contrast = np.quantile(distance, 0.15, axis=2).min(axis=1)

@@ -45,8 +45,8 @@ SEGMENTATION_PALETTE = (  # RGB: strong colours for shapes, pale ones for backgr
 
 FORMAT_VERSION = 1
 MIN_SIZE = 64
-MAX_SHAPES = 6
-EXTENT_RANGE = (0.094, 0.75)  # share of the picture's side: 12 to 96 pixels of 128
+MAX_SHAPES = 4
+EXTENT_RANGE = (0.1, 0.8)  # share of the picture's side: 13 to 102 pixels of 128
 DOMINANT_RANGE = (0.4, 0.8)
 DISTRACTOR_RANGE = (0.1, 0.22)
 CLASS_PICTURES = 0.9  # pictures for classification, per picture for detection

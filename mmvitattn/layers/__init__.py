@@ -3,6 +3,17 @@
 from .embed import ConvEmbed
 from .ffn import FFN
 from .key_only import KeyOnlyAttention
+from .learned_query import QnALayer
 from .position import RPCPE
+from .position_table import PositionTable
+from .window import WindowAttention
 
-__all__ = ['FFN', 'RPCPE', 'ConvEmbed', 'KeyOnlyAttention']
+__all__ = [
+    'FFN',
+    'RPCPE',
+    'ConvEmbed',
+    'KeyOnlyAttention',
+    'PositionTable',
+    'QnALayer',
+    'WindowAttention',
+]

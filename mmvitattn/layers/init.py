@@ -31,3 +31,18 @@ def he_normal_fan_out_(conv: nn.Conv2d) -> None:
     nn.init.normal_(conv.weight, std=math.sqrt(2.0 / fan_out))
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:
+    """LeCun normal weights by fan-in, truncated as Flax does, zero bias, in place.
+
+    Flax cuts the normal at two standard deviations and widens it so that what is left has variance
+    1 / fan_in.
+
+    Args:
+        module: linear map or ungrouped convolution.
+    """
+    std = module.weight[0].numel() ** -0.5 / 0.87962566103423978  # the truncated normal's own std
+    nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)

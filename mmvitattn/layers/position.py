@@ -1,9 +1,9 @@
 """Conditional position encodings: positions learned from zero-padded depth-wise convolutions."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import branch_statistics, depthwise_conv2d
 from .init import he_normal_fan_out_
 
 
@@ -12,9 +12,10 @@ class RPCPE(nn.Module):
 
     ``z = t + sum_b BN_b(conv_b(t))`` with parallel depth-wise convolutions. The other forms of the
     paper's Table 6 are options: CPE (one branch, no skip), R-CPE (one branch, skip), P-CPE (several
-    branches, no skip). Once trained, all of it is one depth-wise convolution with bias: whenever
-    the BatchNorms use their running statistics it runs as such, and ``switch_to_deploy`` stores it
-    so.
+    branches, no skip). All of it is linear, so with given statistics of the BatchNorms it is one
+    depth-wise convolution with bias, and it runs as such: in evaluation with the running
+    statistics, and in training wherever the batch's statistics can be computed without the
+    branches (:func:`mmvitattn.ops.branch_statistics`). ``switch_to_deploy`` stores it so.
 
     Args:
         channels: channels C of input and output.
@@ -74,12 +75,37 @@ class RPCPE(nn.Module):
         if self.deployed:
             return self.folded(x)
         if not any(norm.training for norm in self.norms):
-            weight, bias = self.fold()
-            return F.conv2d(x, weight, bias, padding=self.kernel_size // 2, groups=self.channels)
-        branches = [norm(conv(x)) for conv, norm in zip(self.convs, self.norms, strict=True)]
+            return depthwise_conv2d(x, *self.fold())
+        statistics = self._batch_statistics(x)
+        if statistics is not None:
+            return depthwise_conv2d(x, *self._fold(*statistics))
+        branches = [
+            norm(depthwise_conv2d(x, conv.weight))
+            for conv, norm in zip(self.convs, self.norms, strict=True)
+        ]
         if self.skip:
             branches.append(x)
         return sum(branches[1:], start=branches[0])
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance (branches, C) of all branches where they can be had without them."""
+        if self.kernel_size != 3 or not all(
+            type(norm) is nn.BatchNorm2d and norm.training for norm in self.norms
+        ):
+            return None  # e.g. synchronised norms, whose statistics span several processes
+        weights = torch.stack([conv.weight for conv in self.convs])
+        statistics = branch_statistics(x, weights)
+        if statistics is not None:
+            self._update_running_statistics(*statistics, count=x.numel() // x.shape[1])
+        return statistics
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """As BatchNorm does: an exponential average, of the unbiased variance."""
+        for norm, branch_mean, branch_var in zip(self.norms, mean, var, strict=True):
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(branch_mean, norm.momentum)
+            norm.running_var.lerp_(branch_var * (count / max(count - 1, 1)), norm.momentum)
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """The convolution that equals all branches with their running statistics, and the skip.
@@ -87,16 +113,20 @@ class RPCPE(nn.Module):
         Returns:
             Depth-wise weight (C, 1, k, k) and bias (C,); differentiable.
         """
-        weights, biases = [], []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            weights.append(conv.weight * scale[:, None, None, None])
-            biases.append(norm.bias - norm.running_mean * scale)
+        mean = torch.stack([norm.running_mean for norm in self.norms])
+        return self._fold(mean, torch.stack([norm.running_var for norm in self.norms]))
+
+    def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        gain = torch.stack([norm.weight for norm in self.norms])
+        shift = torch.stack([norm.bias for norm in self.norms])
+        weights = torch.stack([conv.weight for conv in self.convs])
+        scale = gain * torch.rsqrt(var + self.norms[0].eps)  # (branches, C)
+        weight = (weights * scale[..., None, None, None]).sum(0)
         if self.skip:
-            identity = torch.zeros_like(weights[0])
+            identity = torch.zeros_like(weight)
             identity[..., self.kernel_size // 2, self.kernel_size // 2] = 1
-            weights.append(identity)
-        return sum(weights[1:], start=weights[0]), sum(biases[1:], start=biases[0])
+            weight = weight + identity
+        return weight, (shift - mean * scale).sum(0)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

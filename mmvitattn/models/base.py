@@ -124,21 +124,29 @@ class PyramidBackbone(BaseModule):
         outputs = {}
         for i, stage in enumerate(self.stages):
             if i > 0:
-                x = self.downsamples[i - 1](x)
+                x = self.run_block(self.downsamples[i - 1], x)
             x = self.forward_stage(stage, x)
             if i in self.out_indices:
                 outputs[i] = self.norms[str(i)](x).permute(0, 3, 1, 2)
         return tuple(outputs[i] for i in self.out_indices)
 
     def forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """Runs a stage's blocks, each recomputed in the backward pass if ``with_cp``."""
+        """Runs a stage's blocks."""
         for block in stage:
-            if self.with_cp and self.training and torch.is_grad_enabled():
-                contexts = _recompute_contexts(block)
-                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-            else:
-                x = block(x)
+            x = self.run_block(block, x)
         return x
+
+    def run_block(self, block: nn.Module, *inputs: Tensor | nn.Module) -> Tensor:
+        """Runs a block or a down-sampling, recomputed in the backward pass if ``with_cp``.
+
+        Args:
+            block: module to run.
+            inputs: its arguments: the map, and norms that several blocks share.
+        """
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            contexts = _recompute_contexts(block)
+            return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+        return block(*inputs)
 
     def train(self, mode: bool = True) -> 'PyramidBackbone':
         """Sets the mode; frozen parts (and BatchNorms, with ``norm_eval``) stay in evaluation."""
@@ -254,6 +262,28 @@ def linear_ramp(largest: float, depths: Sequence[int]) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
+def per_stage(name: str, sizes: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """One size for each stage.
+
+    Args:
+        name: what the sizes are, for the error message.
+        sizes: one size for all stages, or one each.
+        num_stages: number of stages.
+
+    Returns:
+        ``num_stages`` sizes.
+
+    Raises:
+        ValueError: for another number of sizes.
+    """
+    sizes = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
+    if len(sizes) != num_stages:
+        raise ValueError(
+            f'{name} must be one number or one for each of {num_stages} stages: {sizes}'
+        )
+    return sizes
+
+
 def _recompute_contexts(block: nn.Module):
     return lambda: (nullcontext(), _running_statistics_paused(block))
 
@@ -261,15 +291,13 @@ def _recompute_contexts(block: nn.Module):
 @contextmanager
 def _running_statistics_paused(block: nn.Module) -> Iterator[None]:
     """The second forward of a checkpointed block must not update running statistics again."""
-    norms = [
-        m
-        for m in block.modules()
-        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
-    ]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked -= 1

@@ -1,6 +1,16 @@
-"""Attention as functions on plain tensors; imports PyTorch alone."""
+"""Attention, and what it needs around it, as functions on plain tensors; imports PyTorch alone."""
 
+from .depthwise import branch_statistics, depthwise_conv2d
 from .dispatch import explain, force
 from .key_only import key_only_attention
+from .learned_query import learned_query_attention, learned_query_scores
 
-__all__ = ['explain', 'force', 'key_only_attention']
+__all__ = [
+    'branch_statistics',
+    'depthwise_conv2d',
+    'explain',
+    'force',
+    'key_only_attention',
+    'learned_query_attention',
+    'learned_query_scores',
+]

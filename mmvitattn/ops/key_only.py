@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import dispatch, reference
+from .precision import precise_dtype, without_autocast
 from .reference import Affine
 
 
@@ -55,8 +56,8 @@ def global_context(keys: Tensor, saliency: Tensor) -> Tensor:
         Global context ``G``, (B, C).
     """
     heads, dim = saliency.shape
-    with torch.autocast(keys.device.type, enabled=False):
-        precise = torch.promote_types(keys.dtype, torch.float32)
+    with without_autocast(keys):
+        precise = precise_dtype(keys)
         keys = keys.to(precise).unflatten(-1, (heads, dim))
         scores = torch.einsum('bnhd,hd->bhn', keys, saliency.to(precise) * dim**-0.5)
         weights = scores.softmax(dim=-1)
@@ -68,7 +69,6 @@ def _plain(
 ) -> Tensor:
     keys = F.linear(x, *key)
     context = global_context(keys, saliency)
-    # The context enters through the gate's weight rows, in the values' precision.
     values = F.linear(x, *value) * context.to(keys.dtype)[:, None]
     return F.linear(F.linear(values, *gate) + keys, *out)
 

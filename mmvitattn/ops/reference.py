@@ -3,12 +3,15 @@
 Every fast path is tested against these functions, in float64 where exactness matters. They compute
 in the dtype of their arguments and make no attempt to save time or memory.
 
-Shapes: B batch, N positions, C channels, h heads, d = C/h channels of a head.
+Shapes: B batch, N positions or H W grid, C channels, h heads, d = C/h channels of a head, k window
+side, q learned queries, T shifted variants, E channels of an embedding, K kernel side.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,) of a linear map
@@ -46,3 +49,130 @@ def key_only_attention(
         contexts.append((weights[..., None] * head_keys).sum(dim=1))  # equation 3
     context = torch.cat(contexts, dim=-1)[:, None]  # (B, 1, C)
     return _affine(_affine(context * values, gate) + keys, out)  # equation 4
+
+
+def learned_query_attention(
+    scores: Tensor,
+    values: Tensor,
+    position_bias: Tensor | None,
+    attention_scale: Tensor | None,
+    kernel_size: int,
+    stride: int = 1,
+) -> Tensor:
+    """Learned-query attention (QnA paper, section 4), window by window.
+
+    Args:
+        scores: query-key products, (B, H, W, q, h).
+        values: values, (B, H, W, h, d).
+        position_bias: added to the scores inside a window, (k*k, q, h), or None.
+        attention_scale: multiplies the softmax weights, (k*k, q, h) or (1, q, h), or None.
+        kernel_size: odd side k of the window, in positions.
+        stride: distance of neighbouring windows, in positions.
+
+    Returns:
+        Output, (B, H', W', h, d) with H' = ceil(H / stride), W' = ceil(W / stride).
+    """
+    height, width = scores.shape[1:3]
+    tables = [
+        table
+        if table is None
+        else table.expand(kernel_size**2, -1, -1).unflatten(0, (-1, kernel_size))
+        for table in (position_bias, attention_scale)
+    ]
+    reach = kernel_size // 2
+    outputs = []
+    for y in range(0, height, stride):
+        for x in range(0, width, stride):
+            top, left = max(0, y - reach), max(0, x - reach)
+            window = (slice(None), slice(top, y + reach + 1), slice(left, x + reach + 1))
+            window_scores = scores[window]  # (B, rows, columns, q, h): inside the image alone
+            rows, columns = window_scores.shape[1:3]
+            first_row, first_column = top - (y - reach), left - (x - reach)
+            bias, scale = (
+                table
+                if table is None
+                else table[first_row : first_row + rows, first_column : first_column + columns]
+                for table in tables
+            )
+            logits = window_scores if bias is None else window_scores + bias
+            weights = logits.flatten(1, 2).softmax(dim=1).unflatten(1, (rows, columns))
+            weights = weights if scale is None else weights * scale
+            outputs.append(torch.einsum('byxqh,byxhd->bhd', weights, values[window]))
+    return torch.stack(outputs, dim=1).unflatten(1, (-(-height // stride), -1))
+
+
+def branch_statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch mean and (biased) variance of parallel 3x3 depth-wise convolutions of one map.
+
+    Args:
+        x: (B, C, H, W).
+        weights: (n, C, 1, 3, 3).
+
+    Returns:
+        Mean and variance over batch and positions, (n, C) each.
+    """
+    maps = torch.stack([F.conv2d(x, weight, padding=1, groups=x.shape[1]) for weight in weights])
+    return maps.mean((1, 3, 4)), maps.var((1, 3, 4), unbiased=False)
+
+
+def shifted_patch_embedding(
+    image: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    shifts: Sequence[tuple[int, int]],
+    stride: int,
+    padding: int,
+    border: str,
+) -> Tensor:
+    """Convolutions of shifted images (SAG paper, section 3.1), one after another.
+
+    Args:
+        image: (B, H, W, C).
+        weight: one kernel for each shift, (T, E, C, K, K).
+        bias: (T, E) or None.
+        shifts: T pairs of pixels (down, right), none larger than the image.
+        stride: stride of the convolutions, in pixels.
+        padding: zeros on each side of the shifted image, in pixels.
+        border: 'roll' shifts circularly; with 'extend' the image grows on the top and the left by
+            rows and columns from its bottom and its right.
+
+    Returns:
+        Embeddings, (T, B, H', W', E); their grid is that of the unshifted image.
+    """
+    image = image.permute(0, 3, 1, 2)
+    rows, columns = ((n + 2 * padding - weight.shape[-1]) // stride + 1 for n in image.shape[2:])
+    embeddings = []
+    for t, (down, right) in enumerate(shifts):
+        if border == 'roll':
+            shifted = image.roll((down, right), dims=(2, 3))
+        else:
+            shifted = torch.cat([image[:, :, image.shape[2] - down :], image], dim=2)
+            shifted = torch.cat([shifted[..., image.shape[3] - right :], shifted], dim=3)
+        variant_bias = None if bias is None else bias[t]
+        embedding = F.conv2d(shifted, weight[t], variant_bias, stride, padding)
+        embeddings.append(embedding[:, :, :rows, :columns].permute(0, 2, 3, 1))
+    return torch.stack(embeddings)
+
+
+def local_shift_attention(
+    x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int
+) -> Tensor:
+    """Attention of each patch to its shifted variants, equations 1 to 4 of the SAG paper.
+
+    Args:
+        x: tokens of all variants, the unshifted one first, (T, B, H, W, C).
+        query: weight (C, C) and bias (C,) or None of the queries' projection.
+        key: weight (h * d, C), or (d, C) for keys that all heads share, and bias or None.
+        value: the same of the values' projection.
+        num_heads: heads h.
+
+    Returns:
+        Heads side by side, before an output projection, (B, H, W, C).
+    """
+    dim = x.shape[-1] // num_heads
+    queries = _affine(x[0], query).unflatten(-1, (num_heads, dim))
+    keys = _affine(x, key).unflatten(-1, (-1, dim))
+    values = _affine(x, value).unflatten(-1, (-1, dim))
+    scores = (queries * keys).sum(dim=-1) / math.sqrt(dim)  # (T, B, H, W, h), equation 3
+    weights = torch.softmax(scores, dim=0)
+    return (weights[..., None] * values).sum(dim=0).flatten(-2)  # equation 4

@@ -1,4 +1,5 @@
 # ADE20K, 512 x 512 crops; training batch 32 = 8 GPUs x 4.
+data_layout = 'ade20k'  # of tools/prepare_data.py
 dataset_type = 'ADE20KDataset'
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)

@@ -1,4 +1,5 @@
 # COCO 2017 boxes; training batch 16 = 8 GPUs x 2.
+data_layout = 'coco'  # of tools/prepare_data.py
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 backend_args = None

@@ -1,4 +1,5 @@
 # ImageNet-1K with DeiT's augmentation; training batch 1024 = 8 GPUs x 128.
+data_layout = 'imagenet'  # of tools/prepare_data.py
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 data_preprocessor = dict(

@@ -1,5 +1,6 @@
 # The embedded data set's boxes: `python tools/prepare_data.py shapes` makes it.
 _base_ = ['./coco_detection.py']
+data_layout = 'shapes'  # of tools/prepare_data.py
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=('circle', 'cross', 'rectangle', 'ring', 'star', 'triangle'))
 image_scale = (128, 128)

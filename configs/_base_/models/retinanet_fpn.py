@@ -1,4 +1,6 @@
-# RetinaNet with FPN as in mmdet and PVT; a config adds the backbone and neck.in_channels.
+# RetinaNet with FPN as in mmdet and PVT, on strides 8 to 128; a config adds the backbone and
+# neck.in_channels. The stride-4 output is left out: its norm would be a parameter that no loss
+# reaches, which distributed training refuses.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -11,7 +13,7 @@ model = dict(
     neck=dict(
         type='FPN',
         out_channels=256,
-        start_level=1,
+        start_level=0,
         add_extra_convs='on_input',
         num_outs=5,
     ),

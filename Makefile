@@ -1,0 +1,70 @@
+# Two commands: `make demo` and `make test`. Both set up the environment on first use.
+#   STACK=onedl      maintained forks of the OpenMMLab packages, current torch (default)
+#   STACK=openmmlab  OpenMMLab's own packages, torch 2.1 (needs Python 3.10 or 3.11)
+STACK ?= onedl
+PYTHON ?= python3
+VENV ?= .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
+JOBS ?= 2
+
+# torch and torchvision come together, from one index: wheels of different ones do not fit.
+TORCH_onedl := torch==2.14.1 torchvision==0.29.1
+TORCH_openmmlab := torch==2.1.2 torchvision==0.16.2
+TORCH ?= $(TORCH_$(STACK))
+
+BIN := $(VENV)/bin
+# The package is installed editable: an environment shared by several clones is pointed at the
+# one that is used.
+INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
+
+DEMO := configs/demo/retinanet_linglo_b0_fpn_shapes.py
+DEMO_DIR ?= work_dirs/demo
+# Keeps glibc from handing large buffers back to the system after each use.
+KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.PHONY: help install demo test test-slow lint format
+
+help:
+	@echo 'make demo   train, evaluate and draw a detector on the embedded data set'
+	@echo 'make test   lint and the test suite; make test-slow  the long tests'
+	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py Makefile
+	@test -n '$(TORCH_$(STACK))' || { echo 'error: STACK=$(STACK): choose onedl or openmmlab'; exit 2; }
+	@$(PYTHON) -c 'import sys; stack = "$(STACK)"; v = sys.version_info[:2]; \
+	  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
+	  sys.exit(f"error: STACK={stack} cannot use Python {v[0]}.{v[1]}; set PYTHON=python3.11" if bad else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install -e '.[$(STACK),dev]'
+	@rm -f $(VENV)/installed* && touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python tools/prepare_data.py shapes
+	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
+	@rm -f $(DEMO_DIR)/predictions.pkl
+	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
+	  --work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/predictions.pkl
+	$(BIN)/python tools/analysis_tools/draw_detections.py $(DEMO_DIR)/predictions.pkl \
+	  data/shapes/coco/annotations/instances_val2017.json $(DEMO_DIR)/pictures
+	@echo
+	@grep -h 'Average ' "$$(ls -t $(DEMO_DIR)/test/*/*.log | head -n 1)" || true
+	@echo "pictures    $(DEMO_DIR)/pictures/overview.png and others: true boxes left, predicted right"
+	@echo "log         $$(ls -t $(DEMO_DIR)/*/*.log | tail -n 1)"
+	@echo "checkpoint  $$(cat $(DEMO_DIR)/last_checkpoint)"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(PYTEST)
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

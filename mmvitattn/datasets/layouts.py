@@ -1,0 +1,185 @@
+"""Folder layouts of the public data sets, and checks of a folder against them."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png'}
+MAX_NAMED = 5  # missing files that are named one by one
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a data set lies on disk.
+
+    Attributes:
+        title: name for messages.
+        root: folder that the configs expect, relative to the working directory.
+        tree: picture of the folders, one line each.
+        download: where the official files are, and how they become this tree.
+        find_problems: yields what is wrong with a folder, a line each.
+        summarize: what a correct folder holds, in one line.
+    """
+
+    title: str
+    root: str
+    tree: str
+    download: str
+    find_problems: Callable[[Path], Iterator[str]]
+    summarize: Callable[[Path], str]
+
+    def describe(self, root: str | Path) -> str:
+        """Expected tree at ``root`` and where to get it, as indented text."""
+        tree = '\n'.join(f'    {line}' for line in self.tree.strip().splitlines())
+        return f'  expected layout of {root}:\n{tree}\n  official download: {self.download}'
+
+
+def _missing(root: Path, *paths: str) -> list[str]:
+    return [f'{root / path} is missing' for path in paths if not (root / path).exists()]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _name_some(what: str, missing: list) -> Iterator[str]:
+    for path in missing[:MAX_NAMED]:
+        yield f'{what} {path}'
+    if len(missing) > MAX_NAMED:
+        yield f'{what} {len(missing) - MAX_NAMED} more files'
+
+
+def _coco_problems(root: Path) -> Iterator[str]:
+    for split in ('train2017', 'val2017'):
+        annotation = f'annotations/instances_{split}.json'
+        missing = _missing(root, annotation, split)
+        yield from missing
+        if missing:
+            continue
+        try:
+            content = json.loads((root / annotation).read_text())
+            names = [image['file_name'] for image in content['images']]
+            _ = content['annotations'], content['categories']
+        except (ValueError, KeyError, TypeError) as error:
+            yield f'{root / annotation} is not a readable COCO annotation file: {error!r}'
+            continue
+        present = {path.name for path in _images(root / split)}
+        absent = [root / split / name for name in names if name not in present]
+        yield from _name_some(f'{annotation} lists a picture that is missing:', absent)
+
+
+def _coco_summary(root: Path) -> str:
+    counts = [f'{len(_images(root / s)):,} of {n:,}' for s, n in _COCO_COUNTS.items()]
+    return f'pictures: train2017 {counts[0]}, val2017 {counts[1]} (official counts)'
+
+
+def _ade20k_problems(root: Path) -> Iterator[str]:
+    import cv2
+
+    for split in ('training', 'validation'):
+        missing = _missing(root, f'images/{split}', f'annotations/{split}')
+        yield from missing
+        if missing:
+            continue
+        images, masks = _images(root / 'images' / split), _images(root / 'annotations' / split)
+        if not images:
+            yield f'{root / "images" / split} holds no pictures'
+        stems = {mask.stem for mask in masks}
+        absent = [image.name for image in images if image.stem not in stems]
+        yield from _name_some(f'annotations/{split} has no mask for', absent)
+        if masks:
+            mask = cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED)
+            if mask is None or mask.ndim != 2 or mask.max() > 150:
+                yield f'{masks[0]} is not an index mask of 0 (ignored) to 150'
+
+
+def _ade20k_summary(root: Path) -> str:
+    counts = [f'{len(_images(root / "images" / s)):,} of {n:,}' for s, n in _ADE_COUNTS.items()]
+    return f'pictures: training {counts[0]}, validation {counts[1]} (official counts)'
+
+
+def _class_folder_problems(root: Path) -> Iterator[str]:
+    missing = _missing(root, 'train', 'val')
+    yield from missing
+    if missing:
+        return
+    train, val = ({p.name for p in (root / s).iterdir() if p.is_dir()} for s in ('train', 'val'))
+    if not train:
+        yield f'{root / "train"} holds no class folders'
+    elif not val:
+        yield (
+            f'{root / "val"} holds no class folders: sort the validation pictures into one '
+            'folder for each class, named as in train'
+        )
+    else:
+        yield from _name_some('val has no folder for the class', sorted(train - val))
+        yield from _name_some('train has no folder for the class', sorted(val - train))
+        empty = [p for s in ('train', 'val') for p in (root / s).iterdir() if not any(p.iterdir())]
+        yield from _name_some('no pictures in', sorted(empty))
+
+
+def _class_folder_summary(root: Path) -> str:
+    folders = {s: [p for p in (root / s).iterdir() if p.is_dir()] for s in ('train', 'val')}
+    counts = {s: sum(len(_images(p)) for p in folders[s]) for s in folders}
+    return (
+        f'{len(folders["train"]):,} of 1,000 classes; pictures: train {counts["train"]:,} of '
+        f'1,281,167, val {counts["val"]:,} of 50,000 (official counts)'
+    )
+
+
+def _cifar10_problems(root: Path) -> Iterator[str]:
+    batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch', 'batches.meta']
+    yield from _missing(root, *(f'cifar-10-batches-py/{name}' for name in batches))
+
+
+_COCO_COUNTS = {'train2017': 118_287, 'val2017': 5_000}
+_ADE_COUNTS = {'training': 20_210, 'validation': 2_000}
+
+LAYOUTS = {
+    'coco': Layout(
+        title='COCO 2017',
+        root='data/coco',
+        tree="""
+annotations/instances_train2017.json
+annotations/instances_val2017.json
+train2017/000000000009.jpg ...
+val2017/000000000139.jpg ...""",
+        download='https://cocodataset.org/#download (2017 train and val images, annotations)',
+        find_problems=_coco_problems,
+        summarize=_coco_summary,
+    ),
+    'ade20k': Layout(
+        title='ADE20K (SceneParse150)',
+        root='data/ade/ADEChallengeData2016',
+        tree="""
+images/training/ADE_train_00000001.jpg ...
+images/validation/ADE_val_00000001.jpg ...
+annotations/training/ADE_train_00000001.png ...
+annotations/validation/ADE_val_00000001.png ...""",
+        download='http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)',
+        find_problems=_ade20k_problems,
+        summarize=_ade20k_summary,
+    ),
+    'imagenet': Layout(
+        title='ImageNet-1K',
+        root='data/imagenet',
+        tree="""
+train/n01440764/n01440764_10026.JPEG ...
+val/n01440764/ILSVRC2012_val_00000293.JPEG ...""",
+        download='https://image-net.org/download (ILSVRC2012, task 1 and 2)',
+        find_problems=_class_folder_problems,
+        summarize=_class_folder_summary,
+    ),
+    'cifar10': Layout(
+        title='CIFAR-10',
+        root='data/cifar10',
+        tree="""
+cifar-10-batches-py/data_batch_1 ... data_batch_5
+cifar-10-batches-py/test_batch
+cifar-10-batches-py/batches.meta""",
+        download='https://www.cs.toronto.edu/~kriz/cifar.html (python version)',
+        find_problems=_cifar10_problems,
+        summarize=lambda root: '60,000 pictures in 6 batch files',
+    ),
+}

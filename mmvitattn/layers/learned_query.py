@@ -1,0 +1,138 @@
+"""Learned-query attention as a layer (QnA paper, section 4)."""
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import learned_query_attention, learned_query_scores
+from .init import lecun_normal_
+
+POSITION_BIASES = ('relative_pos', None)
+ATTENTION_SCALES = ('normal', 'normal_elementwise', 'ones', 'posneg', 'avg', None)
+
+
+class QnALayer(nn.Module):
+    """Local attention in overlapping windows, with queries that are learned ("query and attend").
+
+    Each output position attends from q learned queries to the k x k window around it; the results
+    of the queries are summed. Cost and memory are linear in the number of positions.
+
+    Args:
+        channels: channels D of queries, keys and values.
+        num_heads: heads h; must divide ``channels``.
+        kernel_size: odd side k of the window, in positions.
+        stride: distance of neighbouring windows; 2 halves the map.
+        num_queries: learned queries q.
+        normalize_queries: whether each query is divided by its L2 norm.
+        position_bias: 'relative_pos' learns a bias for each window offset, query and head; ``None``
+            has none.
+        attention_scale: factor of the softmax weights, by which queries can differ in sign: learned
+            for each window offset, query and head ('normal', starting random, or 'ones'), learned
+            for each query and head ('normal_elementwise'), fixed to 1/q ('avg'), fixed to 1 for the
+            first half of the q*h query-heads and -1 for the others ('posneg'), or ``None``.
+        in_channels: channels of the input; default ``channels``.
+        out_channels: channels of the output; default ``channels``.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``channels``, the window is even, or an option
+            is unknown.
+
+    Example:
+        >>> attention = QnALayer(64, num_heads=8, kernel_size=3)
+        >>> attention(torch.rand(8, 56, 56, 64)).shape
+        torch.Size([8, 56, 56, 64])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        num_queries: int = 2,
+        normalize_queries: bool = True,
+        position_bias: str | None = 'relative_pos',
+        attention_scale: str | None = 'normal',
+        in_channels: int | None = None,
+        out_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f'num_heads={num_heads} must divide channels={channels}')
+        if kernel_size < 1 or kernel_size % 2 == 0 or stride < 1 or num_queries < 1:
+            raise ValueError(
+                f'QnALayer needs an odd kernel_size, stride >= 1 and num_queries >= 1, got '
+                f'kernel_size={kernel_size}, stride={stride}, num_queries={num_queries}'
+            )
+        if position_bias not in POSITION_BIASES or attention_scale not in ATTENTION_SCALES:
+            raise ValueError(
+                f'QnALayer: position_bias is one of {POSITION_BIASES}, attention_scale one of '
+                f'{ATTENTION_SCALES}; got {position_bias!r} and {attention_scale!r}'
+            )
+        self.channels, self.num_heads, self.num_queries = channels, num_heads, num_queries
+        self.kernel_size, self.stride = kernel_size, stride
+        self.normalize_queries = normalize_queries
+        self.position_bias_type, self.attention_scale_type = position_bias, attention_scale
+        in_channels = channels if in_channels is None else in_channels
+        out_channels = channels if out_channels is None else out_channels
+        self.query = nn.Parameter(torch.empty(num_queries, channels))
+        self.key = nn.Linear(in_channels, channels, bias=False)
+        self.value = nn.Linear(in_channels, channels, bias=False)
+        self.out = nn.Linear(channels, out_channels, bias=False)
+        self._add_tables()
+        self.reset_parameters()
+
+    def _add_tables(self) -> None:
+        table = (self.kernel_size**2, self.num_queries, self.num_heads)
+        bias = torch.empty(table) if self.position_bias_type is not None else None
+        self.register_parameter('position_bias', bias if bias is None else nn.Parameter(bias))
+        kind = self.attention_scale_type
+        if kind in ('normal', 'ones'):
+            self.attention_scale = nn.Parameter(torch.empty(table))
+        elif kind == 'normal_elementwise':
+            self.attention_scale = nn.Parameter(torch.empty(1, *table[1:]))
+        elif kind == 'avg':
+            scale = torch.full((1, *table[1:]), 1 / self.num_queries)
+            self.register_buffer('attention_scale', scale, persistent=False)
+        elif kind == 'posneg':
+            scale = torch.ones(self.num_queries * self.num_heads)
+            scale[len(scale) // 2 :] = -1
+            self.register_buffer('attention_scale', scale.view(1, *table[1:]), persistent=False)
+        else:
+            self.attention_scale = None
+
+    def reset_parameters(self) -> None:
+        """Start values of the official release."""
+        for linear in (self.key, self.value, self.out):
+            lecun_normal_(linear)
+        std = (self.channels // self.num_heads) ** -0.5
+        nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
+        if self.attention_scale_type in ('normal', 'normal_elementwise'):
+            nn.init.normal_(self.attention_scale, std=0.02)
+        elif self.attention_scale_type == 'ones':
+            nn.init.ones_(self.attention_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends to the window around each position.
+
+        Args:
+            x: (B, H, W, C_in).
+
+        Returns:
+            (B, H', W', C_out) with H' = ceil(H / stride), W' = ceil(W / stride).
+        """
+        query = self.query.unflatten(-1, (self.num_heads, -1))
+        scores = learned_query_scores(x, query, self.key.weight, self.normalize_queries)
+        values = self.value(x).unflatten(-1, (self.num_heads, -1))
+        y = learned_query_attention(
+            scores, values, self.position_bias, self.attention_scale, self.kernel_size, self.stride
+        )
+        return self.out(y.flatten(-2))
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return (
+            f'channels={self.channels}, num_heads={self.num_heads}, '
+            f'kernel_size={self.kernel_size}, stride={self.stride}, num_queries={self.num_queries}'
+        )

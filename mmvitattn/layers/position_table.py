@@ -1,0 +1,66 @@
+"""Learned absolute positions: a table that fits a map of any size by resampling."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.precision import precise_dtype
+
+
+class PositionTable(nn.Module):
+    """Adds a learned vector to each position of a map.
+
+    For a map of another size the table is resized bicubically; for its own it is used as it is.
+
+    Args:
+        grid_size: rows and columns of the table.
+        channels: channels C of the map.
+        num_variants: variants T of the map, each with a table of its own; ``None`` for a plain map.
+    """
+
+    def __init__(
+        self, grid_size: tuple[int, int], channels: int, num_variants: int | None = None
+    ) -> None:
+        super().__init__()
+        variants = () if num_variants is None else (num_variants,)
+        self.table = nn.Parameter(torch.empty(*variants, *grid_size, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal, std 0.02."""
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adds positions.
+
+        Args:
+            x: (B, H, W, C), or (T, B, H, W, C) with variants.
+
+        Returns:
+            Output of the same shape.
+        """
+        table = resize_table(self.table, x.shape[-3:-1])
+        return x + (table if table.dim() == 3 else table[:, None])
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f'shape={tuple(self.table.shape)}'
+
+
+def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes a table over a grid bicubically, antialiased where it shrinks.
+
+    Args:
+        table: (H, W, C), or (T, H, W, C) for several tables.
+        size: new rows and columns.
+
+    Returns:
+        (..., H', W', C) in the table's dtype; the table itself if it has that size.
+    """
+    if table.shape[-3:-1] == tuple(size):
+        return table
+    maps = table if table.dim() == 4 else table[None]
+    # Half precision has no such kernel on every device.
+    maps = maps.permute(0, 3, 1, 2).to(precise_dtype(table))
+    maps = F.interpolate(maps, tuple(size), mode='bicubic', align_corners=False, antialias=True)
+    return maps.permute(0, 2, 3, 1).to(table.dtype).reshape(*table.shape[:-3], *size, -1)

@@ -1,0 +1,107 @@
+"""Self-attention in non-overlapping windows (Swin Transformer, section 3.2, without the shift)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .init import lecun_normal_
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside w x w windows, with a relative position bias.
+
+    A map that the window does not divide is padded at the bottom and the right, and the padding is
+    masked out of the softmax, so every size works. Projections have no bias, as in QnA-ViT.
+
+    Args:
+        channels: channels C of input and output.
+        num_heads: heads h; must divide ``channels``.
+        window_size: side w of the windows, in positions.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``channels``, or for an empty window.
+    """
+
+    relative_index: Tensor
+
+    def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f'num_heads={num_heads} must divide channels={channels}')
+        if window_size < 1:
+            raise ValueError(f'window_size={window_size} must be at least 1')
+        self.channels, self.num_heads, self.window_size = channels, num_heads, window_size
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.out = nn.Linear(channels, channels, bias=False)
+        self.position_bias = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        index = relative_position_index(window_size)
+        self.register_buffer('relative_index', index, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """LeCun normal projections, zero bias table."""
+        lecun_normal_(self.qkv)
+        lecun_normal_(self.out)
+        nn.init.zeros_(self.position_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends inside each window.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            Output of the same shape.
+        """
+        batch, height, width, channels = x.shape
+        w = self.window_size
+        pad_bottom, pad_right = -height % w, -width % w
+        x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
+        rows, columns = x.shape[1] // w, x.shape[2] // w
+        windows = x.view(batch, rows, w, columns, w, channels).transpose(2, 3)
+        # The 3d outputs of a head stand together, as in the official release.
+        qkv = self.qkv(windows).reshape(-1, w * w, self.num_heads, 3 * channels // self.num_heads)
+        query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
+
+        mask = self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
+        if pad_bottom or pad_right:
+            mask = self._mask_padding(mask, height, width, rows, columns)  # (windows, h, w*w, w*w)
+            mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
+        mask = mask[None] if mask.dim() == 3 else mask
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+        y = y.transpose(1, 2).reshape(batch, rows, columns, w, w, channels).transpose(2, 3)
+        y = y.reshape(batch, rows * w, columns * w, channels)[:, :height, :width]
+        return self.out(y)
+
+    def _mask_padding(
+        self, bias: Tensor, height: int, width: int, rows: int, columns: int
+    ) -> Tensor:
+        """Puts the least finite number where a key is padding: its weight is exactly zero then."""
+        w = self.window_size
+        outside_row = torch.arange(rows * w, device=bias.device) >= height
+        outside_column = torch.arange(columns * w, device=bias.device) >= width
+        outside = outside_row.view(rows, 1, w, 1) | outside_column.view(1, columns, 1, w)
+        outside = outside.reshape(rows * columns, 1, 1, w * w)
+        return torch.where(outside, torch.finfo(bias.dtype).min, bias)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return (
+            f'channels={self.channels}, num_heads={self.num_heads}, window_size={self.window_size}'
+        )
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """Row of the bias table for each pair of positions in a window, as in Swin.
+
+    Args:
+        window_size: side w of the window.
+
+    Returns:
+        (w*w, w*w), query by key: the offset query - key, counted row by row from (1 - w, 1 - w).
+    """
+    axis = torch.arange(window_size)
+    offset = axis[:, None] - axis + window_size - 1  # (w, w), from 0 to 2w - 2
+    rows = offset[:, None, :, None] * (2 * window_size - 1)
+    return (rows + offset[None, :, None, :]).flatten(0, 1).flatten(1)

@@ -1,0 +1,242 @@
+"""QnA-ViT: learned-query attention and window self-attention ("Learned Queries for Efficient Local
+Attention").
+
+The classifier is that of the paper and its official release, number by number. The pyramid for
+dense prediction is ours: the output of each stage before its down-sampling block, each through a
+LayerNorm of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
+
+from ..layers import FFN, ConvEmbed, QnALayer, WindowAttention
+from ..layers.init import lecun_normal_
+from ..registry import register_backbone
+from .base import PyramidBackbone, linear_ramp, per_stage
+
+NORM_EPS = 1e-6
+FFN_RATIO = 4
+
+
+class PatchStem(ConvEmbed):
+    """4 x 4 patches by a convolution; a size that 4 does not divide is padded on both sides.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(in_channels, channels, kernel_size=4, stride=4, padding=0, bias=False)
+        lecun_normal_(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C), padded as Flax's 'SAME'."""
+        bottom, right = -x.shape[1] % 4, -x.shape[2] % 4
+        if bottom or right:
+            top, left = bottom // 2, right // 2
+            x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
+        return super().forward(x)
+
+
+class QnAViTBlock(nn.Module):
+    """Pre-norm block: attention, then an FFN, each with a residual connection.
+
+    With ``skip`` it is the down-sampling block: the skip path takes the block's raw input, and the
+    attention branch is never dropped.
+
+    Args:
+        attention: module from (B, H, W, C_in) to (B, H', W', C).
+        in_channels: channels C_in of the input.
+        channels: channels C of the output.
+        skip: module on the attention's skip path; ``None`` for the identity.
+        drop_path: probability with which a branch is dropped for a sample.
+        layer_scale: start value of a factor for each channel of each branch; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        in_channels: int,
+        channels: int,
+        skip: nn.Module | None = None,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_channels, eps=NORM_EPS)
+        self.attention = attention
+        self.skip = skip
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.ffn = FFN(channels, FFN_RATIO * channels, approximate='tanh')
+        lecun_normal_(self.ffn.fc1)
+        lecun_normal_(self.ffn.fc2)
+        self.drop_path = StochasticDepth(drop_path, mode='row')
+        for name in ('layer_scale1', 'layer_scale2'):
+            scale = (
+                None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
+            )
+            self.register_parameter(name, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C_in) to (B, H', W', C)."""
+        y = _scaled(self.attention(self.norm1(x)), self.layer_scale1)
+        x = x + self.drop_path(y) if self.skip is None else self.skip(x) + y
+        return x + self.drop_path(_scaled(self.ffn(self.norm2(x)), self.layer_scale2))
+
+
+def _scaled(y: Tensor, scale: Tensor | None) -> Tensor:
+    return y if scale is None else y * scale
+
+
+@register_backbone
+class QnAViT(PyramidBackbone):
+    """QnA-ViT backbone.
+
+    Stage i has ``lsa_depths[i]`` blocks of window self-attention, then ``qna_depths[i]`` blocks of
+    learned-query attention; a down-sampling block of learned-query attention, with twice the
+    channels and heads, leads to the next stage. ``out_indices=-1`` gives the official classifier,
+    whose head norm is the output norm.
+
+    Args:
+        arch: 'tiny', 'tiny_7x7', 'small', 'base', or a dict with ``base_channels`` and, one entry
+            a stage each, ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
+            ``lsa_heads``, ``window_sizes``, and, optionally, ``drop_path_rate``.
+        in_channels: channels of the image.
+        out_indices: stages to return; negative ones count from the last.
+        drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
+        kernel_sizes: odd window side of learned-query attention, one or one a stage; default the
+            arch's own.
+        window_sizes: window side of window self-attention, one or one a stage; default the arch's
+            own. Weights for other sizes: see ``tools/model_converters/qna_flax_to_mm.py``.
+        num_queries: learned queries of each layer.
+        normalize_queries: whether the learned queries are divided by their norm.
+        position_bias: see :class:`~mmvitattn.layers.QnALayer`.
+        attention_scale: see :class:`~mmvitattn.layers.QnALayer`.
+        layer_scale: start value of LayerScale on each branch; ``None`` for none.
+        frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
+        norm_eval: keep BatchNorms in evaluation mode while training (there are none).
+        with_cp: recompute each block in the backward pass to save memory.
+        init_cfg: MMEngine's initialisation config.
+
+    Raises:
+        ValueError: for an unknown arch or options that do not fit it.
+
+    Example:
+        >>> features = QnAViT('tiny')(torch.rand(1, 3, 224, 224))
+        >>> [tuple(f.shape[1:]) for f in features]
+        [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
+    """
+
+    arch_zoo = {
+        name: dict(
+            base_channels=channels,
+            qna_depths=(2, 3, depth, 0),
+            qna_heads=tuple(qna_heads * 2**i for i in range(4)),
+            kernel_sizes=(kernel_size,) * 4,
+            lsa_depths=(0, 0, 2 * depth, 2),
+            lsa_heads=tuple(lsa_heads * 2**i for i in range(4)),
+            window_sizes=(7, 7, 14, 7),
+            drop_path_rate=drop_path_rate,
+        )
+        for name, channels, depth, qna_heads, kernel_size, lsa_heads, drop_path_rate in (
+            ('tiny', 64, 2, 8, 3, 2, 0.05),
+            ('tiny_7x7', 64, 2, 8, 7, 2, 0.05),
+            ('small', 64, 6, 8, 3, 2, 0.2),
+            ('base', 96, 6, 6, 3, 3, 0.5),
+        )
+    }
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'tiny',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float | None = None,
+        kernel_sizes: int | Sequence[int] | None = None,
+        window_sizes: int | Sequence[int] | None = None,
+        num_queries: int = 2,
+        normalize_queries: bool = True,
+        position_bias: str | None = 'relative_pos',
+        attention_scale: str | None = 'normal',
+        layer_scale: float | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        settings = self.resolve_arch(arch, optional=('drop_path_rate',))
+        stages = range(len(settings['qna_depths']))
+        for key, sizes in (('kernel_sizes', kernel_sizes), ('window_sizes', window_sizes)):
+            if sizes is not None:
+                settings[key] = per_stage(key, sizes, len(stages))
+        channels = [settings['base_channels'] * 2**i for i in stages]
+        super().__init__(
+            channels,
+            strides=[4 * 2**i for i in stages],
+            in_channels=in_channels,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
+        if drop_path_rate is None:
+            drop_path_rate = settings.get('drop_path_rate', 0.1)
+        self.layer_scale = layer_scale
+        self.qna_options = dict(
+            num_queries=num_queries,
+            normalize_queries=normalize_queries,
+            position_bias=position_bias,
+            attention_scale=attention_scale,
+        )
+        lsa_depths, qna_depths = settings['lsa_depths'], settings['qna_depths']
+        # A stage's rates: its blocks, then the down-sampling block behind them.
+        counts = [lsa_depths[i] + qna_depths[i] + (i < stages[-1]) for i in stages]
+        rates = linear_ramp(drop_path_rate, counts)
+
+        self.stem = PatchStem(in_channels, channels[0])
+        for i in range(self.num_stages):
+            if i > 0:
+                self.downsamples.append(self._downsample_block(settings, i - 1, rates[i - 1][-1]))
+            self.stages.append(self._stage(settings, i, rates[i]))
+        self.add_output_norms(NORM_EPS)
+
+    def _stage(self, settings: Mapping, i: int, rates: Sequence[float]) -> nn.Sequential:
+        channels = settings['base_channels'] * 2**i
+        attentions = [
+            WindowAttention(channels, settings['lsa_heads'][i], settings['window_sizes'][i])
+            for _ in range(settings['lsa_depths'][i])
+        ]
+        heads, kernel_size = settings['qna_heads'][i], settings['kernel_sizes'][i]
+        attentions += [
+            QnALayer(channels, heads, kernel_size, **self.qna_options)
+            for _ in range(settings['qna_depths'][i])
+        ]
+        return nn.Sequential(
+            *(
+                QnAViTBlock(
+                    attention, channels, channels, drop_path=rate, layer_scale=self.layer_scale
+                )
+                for attention, rate in zip(attentions, rates, strict=False)
+            )
+        )
+
+    def _downsample_block(self, settings: Mapping, i: int, rate: float) -> QnAViTBlock:
+        in_channels = settings['base_channels'] * 2**i
+        channels = 2 * in_channels
+        attention = QnALayer(
+            channels,
+            2 * settings['qna_heads'][i],
+            settings['kernel_sizes'][i],
+            stride=2,
+            in_channels=in_channels,
+            **self.qna_options,
+        )
+        skip = ConvEmbed(in_channels, channels, kernel_size=1, stride=2, padding=0, bias=False)
+        lecun_normal_(skip.conv)
+        return QnAViTBlock(attention, in_channels, channels, skip, rate, self.layer_scale)

@@ -1,0 +1,225 @@
+"""Depth-wise convolutions: one with a fast gradient, and batch statistics of many without them.
+
+Shapes: B batch, C channels, H W map, n parallel convolutions. The nine offsets of a 3x3 kernel are
+numbered row by row; ``x~`` is the map extended by zeros, I the positions inside it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..compat.torch_api import is_compiling
+from . import dispatch, reference
+
+MIN_POSITIONS = 256  # of a map for which moments are cheaper than branches
+OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+# For each pair (k, l) of offsets, where l - k lies in a 5x5 table of lags.
+_LAG_OF_PAIR = torch.tensor(
+    [5 * (l[0] - k[0] + 2) + l[1] - k[1] + 2 for k in OFFSETS for l in OFFSETS]  # noqa: E741
+)
+# The edges of a map: axis and index of the line, and the offsets that reach it from outside.
+_EDGES = [
+    (axis, index, [k for k, offset in enumerate(OFFSETS) if offset[axis - 2] == sign])
+    for axis, index, sign in ((2, 0, 1), (2, -1, -1), (3, 0, 1), (3, -1, -1))
+]
+# Its corners: row, column, and the one offset that reaches it from outside both edges.
+_CORNERS = [
+    (row, column, OFFSETS.index((1 if row == 0 else -1, 1 if column == 0 else -1)))
+    for row in (0, -1)
+    for column in (0, -1)
+]
+_LAG_OF_EDGE_PAIR = torch.tensor([j - i + 2 for i in range(3) for j in range(3)])
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Depth-wise convolution of stride 1 that keeps the size (zero padding).
+
+    On the CPU the gradient for the input is computed as the convolution with the flipped kernel:
+    PyTorch's own is twice as slow on channels_last maps (torch 2.14), or hundreds of times
+    (torch 2.1).
+
+    Args:
+        x: input, (B, C, H, W), any memory format.
+        weight: (C, 1, k, k) with odd k.
+        bias: (C,) or None.
+
+    Returns:
+        Output, (B, C, H, W).
+    """
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    eager = not is_compiling()  # a compiler has its own backward
+    full_precision = x.dtype == weight.dtype and not torch.is_autocast_cpu_enabled()
+    if trains and eager and full_precision and x.device.type == 'cpu':
+        return _DepthwiseConv2d.apply(x, weight, bias)
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+class _DepthwiseConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            padding = weight.shape[-1] // 2
+            grad_x = F.conv2d(grad, weight.flip(-1, -2), padding=padding, groups=x.shape[1])
+        if ctx.needs_input_grad[1]:
+            grad_weight = _correlate(x, grad, weight)
+        if ctx.needs_input_grad[2]:
+            grad_bias = _channel_sum(grad)
+        return grad_x, grad_weight, grad_bias
+
+
+def _correlate(x: Tensor, other: Tensor, kernel: Tensor) -> Tensor:
+    """``sum_p other[p] x~[p + k]`` for all offsets k: a convolution's weight gradient."""
+    padding = kernel.shape[-1] // 2
+    return torch.ops.aten.convolution_backward(
+        other,
+        x,
+        kernel,
+        None,
+        [1, 1],
+        [padding, padding],
+        [1, 1],
+        False,
+        [0, 0],
+        x.shape[1],
+        [False, True, False],
+    )[1]
+
+
+def _channel_sum(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).flatten(0, 2).sum(0)  # much faster than sum((0, 2, 3)) on CPU
+
+
+def branch_statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Batch mean and (biased) variance of parallel 3x3 depth-wise convolutions of one map.
+
+    None of the convolutions is computed. An output is linear in the 3x3 neighbourhood of its
+    position, so its mean and variance follow from the neighbourhood's first and second moments,
+    nine and 81 numbers a channel whatever the number of convolutions; see :func:`local_moments`.
+
+    Args:
+        x: (B, C, H, W).
+        weights: (n, C, 1, 3, 3).
+
+    Returns:
+        Mean and variance over batch and positions, (n, C) each, differentiable; or None where
+        computing the branches is the better way.
+    """
+    return dispatch.choose('branch_statistics', x)(x, weights)
+
+
+def statistics_by_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`branch_statistics`; always by moments."""
+    count = x.shape[0] * x.shape[2] * x.shape[3]
+    # The variance is a small difference of large numbers; there are few of them.
+    first, second = (moment.double() / count for moment in local_moments(x))
+    kernels = weights.flatten(2).double()
+    mean = torch.einsum('nck,ck->nc', kernels, first)
+    mean_square = torch.einsum('nck,ckl,ncl->nc', kernels, second, kernels)
+    var = (mean_square - mean.square()).clamp_min(0)
+    return mean.to(weights.dtype), var.to(weights.dtype)
+
+
+def _moments_pay(x: Tensor) -> str | None:
+    if x.device.type != 'cpu':
+        return 'measured on CPUs only'
+    if is_compiling():
+        return 'a compiler fuses the branches'
+    if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_cpu_enabled():
+        return 'half precision would lose the variance'
+    if x.shape[2] * x.shape[3] < MIN_POSITIONS:
+        return f'the map has fewer than {MIN_POSITIONS} positions'
+    return None
+
+
+def local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second moments of all 3x3 neighbourhoods of a map, zeros outside it.
+
+    ``first_k = sum_{p in I} x~[p+k]`` and ``second_kl = sum_{p in I} x~[p+k] x~[p+l]``. Summed over
+    all p, the second would be the autocorrelation at lag l - k, of which 13 values are enough; the
+    share of the positions just outside the map is taken off: that of the four edges, again
+    autocorrelations, with the corners, which two edges share, put back.
+
+    Args:
+        x: (B, C, H, W).
+
+    Returns:
+        Moments (C, 9) and (C, 9, 9), differentiable once.
+    """
+    return _LocalMoments.apply(x)
+
+
+class _LocalMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        first = _channel_sum(x)[:, None].repeat(1, 9)
+        second = _autocorrelation(x)[:, _LAG_OF_PAIR].unflatten(1, (9, 9))
+        for axis, index, members in _EDGES:
+            edge = x.select(axis, index)
+            first[:, members] -= edge.sum((0, 2))[:, None]
+            lags = [
+                (edge[..., lag:] * edge[..., : edge.shape[-1] - lag]).sum((0, 2))
+                for lag in range(3)
+            ]
+            table = torch.stack([lags[2], lags[1], lags[0], lags[1], lags[2]], dim=1)
+            rows = torch.tensor(members)
+            second[:, rows[:, None], rows] -= table[:, _LAG_OF_EDGE_PAIR].unflatten(1, (3, 3))
+        for row, column, k in _CORNERS:
+            corner = x[:, :, row, column]
+            first[:, k] += corner.sum(0)
+            second[:, k, k] += corner.square().sum(0)
+        return first, second
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_first: Tensor, grad_second: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        channels = x.shape[1]
+        symmetric = grad_second + grad_second.mT
+        lags = _sum_by_lag(symmetric.flatten(1), _LAG_OF_PAIR, 25).view(channels, 1, 5, 5)
+        grad = F.conv2d(x, lags, grad_first.sum(1), padding=2, groups=channels)
+        for axis, index, members in _EDGES:
+            rows = torch.tensor(members)
+            pairs = symmetric[:, rows[:, None], rows].flatten(1)
+            kernel = _sum_by_lag(pairs, _LAG_OF_EDGE_PAIR, 5)[:, None]
+            bias = grad_first[:, members].sum(1)
+            edge = F.conv1d(x.select(axis, index), kernel, bias, padding=2, groups=channels)
+            grad.select(axis, index).sub_(edge)
+        for row, column, k in _CORNERS:
+            grad[:, :, row, column] += symmetric[:, k, k] * x[:, :, row, column] + grad_first[:, k]
+        return grad
+
+
+def _sum_by_lag(pairs: Tensor, lag_of_pair: Tensor, num_lags: int) -> Tensor:
+    return pairs.new_zeros(len(pairs), num_lags).index_add_(1, lag_of_pair.to(pairs.device), pairs)
+
+
+def _autocorrelation(x: Tensor) -> Tensor:
+    """``sum_q x[q] x~[q+d]`` for the 25 lags d of a 5x5 table, (C, 25).
+
+    A 3x3 correlation with a copy shifted down-left and one shifted down-right covers the lags of
+    the lower half; that is far faster than a 5x5 correlation, which has no fast kernel. The lags
+    of the upper half are the same mirrored.
+    """
+    channels = x.shape[1]
+    kernel = x.new_empty(channels, 1, 3, 3)
+    padded = F.pad(x, (1, 1, 1, 1))
+    left = _correlate(padded, F.pad(x, (0, 2, 2, 0)), kernel)  # lags (0..2, -2..0)
+    right = _correlate(padded, F.pad(x, (2, 0, 2, 0)), kernel)  # lags (0..2, 0..2)
+    lower = torch.cat([left, right[..., 1:]], dim=-1)[:, 0]  # (C, 3, 5)
+    upper = lower[:, 1:].flip(1, 2)
+    return torch.cat([upper, lower], dim=1).flatten(1)
+
+
+dispatch.register('branch_statistics', 'moments', statistics_by_moments, _moments_pay)
+dispatch.register('branch_statistics', 'branches', lambda x, weights: None)
+dispatch.register('branch_statistics', 'reference', reference.branch_statistics)

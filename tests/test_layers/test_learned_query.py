@@ -1,0 +1,169 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmvitattn.layers import QnALayer
+from mmvitattn.layers.init import lecun_normal_
+from mmvitattn.ops import force
+
+DATA = Path(__file__).parents[1] / 'data' / 'qna'
+CASES = json.loads((DATA / 'recorded_layers.json').read_text())
+
+
+def recorded_layer(case):
+    """The layer of the official release with this number, its input and output."""
+    with np.load(DATA / 'recorded_layers.npz') as file:
+        recorded = {
+            name.split('/', 1)[1]: torch.from_numpy(file[name])
+            for name in file
+            if name.startswith(f'{case}/')
+        }
+    arguments = CASES[case]
+    layer = QnALayer(
+        arguments['features'],
+        arguments['heads'],
+        arguments['kernel_size'],
+        arguments['stride'],
+        arguments['n_queries'],
+        arguments['normalize_query'],
+        in_channels=arguments['in_channels'],
+    )
+    table = layer.position_bias.shape
+    layer.load_state_dict(
+        {
+            'query': recorded['params/query'],
+            'key.weight': recorded['params/Wk'].T,
+            'value.weight': recorded['params/to_v/kernel'].T,
+            'out.weight': recorded['params/to_out/kernel'].T,
+            'position_bias': recorded['params/rpe_bias'].view(table),
+            'attention_scale': recorded['params/attn_scale_weights'].view(table),
+        }
+    )
+    return layer, recorded['input'], recorded['output']
+
+
+@pytest.mark.parametrize('implementation', ['offset_loop', 'reference'])
+@pytest.mark.parametrize('case', range(len(CASES)))
+def test_equals_the_official_release(case, implementation):
+    layer, x, expected = recorded_layer(case)
+    with torch.no_grad(), force(f'learned_query_attention={implementation}'):
+        actual = layer(x)
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() / expected.abs().max() < 2e-6
+
+
+def test_start_values():
+    layer = QnALayer(256, num_heads=16, kernel_size=7)
+    assert (layer.position_bias == 0).all()
+    assert layer.attention_scale.std().item() == pytest.approx(0.02, rel=0.1)
+    assert layer.query.abs().max() <= 2 * 16**-0.5
+    # a normal cut at two standard deviations has 0.88 of its standard deviation
+    assert layer.query.std().item() == pytest.approx(0.88 * 16**-0.5, rel=0.1)
+    for linear in (layer.key, layer.value, layer.out):
+        assert linear.bias is None
+        assert linear.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
+
+
+def test_lecun_normal_counts_the_fan_in():
+    conv = torch.nn.Conv2d(32, 64, 4)
+    lecun_normal_(conv)
+    assert conv.weight.std().item() == pytest.approx((32 * 16) ** -0.5, rel=0.02)
+    assert conv.weight.abs().max() <= 2 * (32 * 16) ** -0.5 / 0.8796
+    assert (conv.bias == 0).all()
+
+
+@pytest.mark.parametrize('position_bias', ['relative_pos', None])
+@pytest.mark.parametrize(
+    'attention_scale', ['normal', 'normal_elementwise', 'ones', 'posneg', 'avg', None]
+)
+def test_bias_and_scale_types(attention_scale, position_bias):
+    """Each type against the recorded layer's with the table that it stands for."""
+    full, x, _ = recorded_layer(0)
+    layer = QnALayer(16, num_heads=4, position_bias=position_bias, attention_scale=attention_scale)
+    shared = {
+        k: v for k, v in full.state_dict().items() if k not in ('position_bias', 'attention_scale')
+    }
+    layer.load_state_dict(shared, strict=False)
+    signs = torch.ones(8)
+    signs[4:] = -1
+    tables = {
+        'normal': lambda: layer.attention_scale,
+        'normal_elementwise': lambda: layer.attention_scale.expand(9, 2, 4),
+        'ones': lambda: torch.ones(9, 2, 4),
+        'posneg': lambda: signs.view(1, 2, 4).expand(9, 2, 4),
+        'avg': lambda: torch.full((9, 2, 4), 0.5),
+        None: lambda: torch.ones(9, 2, 4),
+    }
+    full.position_bias.data.zero_()
+    full.attention_scale.data.copy_(tables[attention_scale]())
+    torch.testing.assert_close(layer(x), full(x))
+    learned = {name for name, _ in layer.named_parameters()} - set(shared)
+    expected = (
+        {'attention_scale'}
+        if attention_scale in ('normal', 'normal_elementwise', 'ones')
+        else set()
+    )
+    assert learned == expected | ({'position_bias'} if position_bias else set())
+    assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_compiles_to_one_graph(stride):
+    layer = QnALayer(8, num_heads=2, stride=stride)
+    x = torch.randn(1, 5, 6, 8, requires_grad=True)
+    expected = layer(x)
+    compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
+    actual = compiled(x)
+    torch.testing.assert_close(actual, expected)
+    inputs = [x, *layer.parameters()]
+    for a, e in zip(
+        torch.autograd.grad(actual.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, e)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize('autocast', [True, False])
+def test_bfloat16_is_finite_and_close(autocast):
+    layer, x, expected = recorded_layer(0)
+    layer.query.data *= 1e4
+    layer.normalize_queries = False
+    expected = layer(x).detach()
+    if not autocast:
+        layer, x = layer.bfloat16(), x.bfloat16()
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+        actual = layer(x.requires_grad_())
+    assert actual.dtype == torch.bfloat16
+    actual.float().square().mean().backward()
+    assert actual.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in layer.parameters()) and x.grad.isfinite().all()
+    if autocast:  # the scores are those of float32: the same positions win
+        assert (actual - expected).abs().max() / expected.abs().max() < 2e-2
+
+
+def test_sizes():
+    layer = QnALayer(12, num_heads=3, kernel_size=5, stride=2, in_channels=4, out_channels=7)
+    for height, width in ((1, 1), (2, 3), (9, 4)):
+        output = layer(torch.randn(2, height, width, 4))
+        assert output.shape == (2, math.ceil(height / 2), math.ceil(width / 2), 7)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(num_heads=3), 'num_heads=3'),
+        (dict(kernel_size=4), 'kernel_size=4'),
+        (dict(num_queries=0), 'num_queries=0'),
+        (dict(position_bias='absolute'), "'absolute'"),
+        (dict(attention_scale='none'), "'none'"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        QnALayer(**dict(channels=16, num_heads=2) | options)

@@ -1,0 +1,44 @@
+"""A backbone resolves by name from every toolbox's scope, in a fresh interpreter."""
+
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import sys, types, importlib.machinery
+{prelude}
+from mmengine.registry import init_default_scope
+init_default_scope({scope!r})
+from {scope}.registry import MODELS
+for name, arch in {backbones}:
+    model = MODELS.build(dict(type={prefix!r} + name, arch=arch, out_indices=0))
+    print('built', type(model).__module__, type(model).__name__)
+"""
+# Stands for an mmcv with compiled ops, with which the toolboxes import by themselves.
+COMPILED_OPS = """
+class Ops(types.ModuleType):
+    __spec__ = importlib.machinery.ModuleSpec('mmcv._ext', None)
+    def __getattr__(self, name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
+sys.modules['mmcv._ext'] = Ops('mmcv._ext')
+"""
+# A fourth family adds its class, module and an arch here.
+BACKBONES = {'LinGlo': ('linglo', 'b0'), 'QnAViT': ('qna_vit', 'tiny')}
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('scoped', [True, False], ids=['scoped', 'unscoped'])
+def test_backbones_resolve(scope, scoped):
+    code = CODE.format(
+        prelude=COMPILED_OPS if scoped else 'import mmvitattn',
+        scope=scope,
+        prefix='mmvitattn.' if scoped else '',
+        backbones=[(name, arch) for name, (_, arch) in BACKBONES.items()],
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    built = [line for line in done.stdout.splitlines() if line.startswith('built')]
+    assert built == [f'built mmvitattn.models.{m} {name}' for name, (m, _) in BACKBONES.items()]

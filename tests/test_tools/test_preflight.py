@@ -1,0 +1,150 @@
+"""What the tools refuse, and say, before any work is done."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmvitattn.engine import preflight
+from mmvitattn.engine.errors import UsageError
+
+DETECTOR = 'configs/retinanet_linglo_b2_fpn_1x_coco.py'
+DEMO = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
+
+
+@pytest.fixture
+def tool(root, monkeypatch):
+    """Parses a command line and makes the checks of a tool, in this process."""
+
+    def prepare(name, *arguments):
+        spec = importlib.util.spec_from_file_location(f'tools_{name}', root / f'tools/{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        return module.prepare(module.parse_args())
+
+    monkeypatch.chdir(root)
+    return prepare
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """An empty folder in COCO's layout."""
+    for part in ('annotations', 'train2017', 'val2017'):
+        (tmp_path / 'coco' / part).mkdir(parents=True)
+    for split in ('train', 'val'):
+        (tmp_path / 'coco' / f'annotations/instances_{split}2017.json').write_text('{}')
+    return tmp_path / 'coco'
+
+
+def test_unknown_config(tool):
+    with pytest.raises(UsageError, match='there is no config configs/nothing.py; see configs/'):
+        tool('train', 'configs/nothing.py')
+
+
+def test_missing_data_names_layout_and_command(tool):
+    with pytest.raises(UsageError) as caught:
+        tool('train', DETECTOR, '--data-root', '/nowhere/coco')
+    message = str(caught.value)
+    assert '/nowhere/coco/annotations/instances_train2017.json  (train_dataloader)' in message
+    assert '/nowhere/coco/val2017  (val_dataloader)' in message
+    assert 'annotations/instances_val2017.json' in message
+    assert 'python tools/prepare_data.py coco --root' in message
+
+
+def test_missing_shapes_names_the_command_that_makes_them(tool):
+    with pytest.raises(UsageError, match='python tools/prepare_data.py shapes'):
+        tool('train', DEMO, '--data-root', '/nowhere')
+
+
+def test_missing_pretrained_weights(tool, coco, tmp_path):
+    options = (DETECTOR, '--data-root', coco, '--work-dir', tmp_path / 'run')
+    with pytest.raises(UsageError) as caught:
+        tool('train', *options)
+    message = str(caught.value)
+    assert 'checkpoints/linglo-b2_in1k.pth are not there' in message
+    assert 'python tools/train.py configs/linglo_b2_8xb128_in1k.py' in message
+    assert '--from-scratch' in message
+    assert not (tmp_path / 'run').exists()  # before any work
+    cfg = tool('train', *options, '--from-scratch')
+    assert cfg.model.backbone.init_cfg is None
+    weights = tmp_path / 'weights.pth'
+    weights.touch()
+    override = f'model.backbone.init_cfg.checkpoint={weights}'
+    cfg = tool('train', *options, '--cfg-options', override)
+    assert cfg.model.backbone.init_cfg.checkpoint == str(weights)
+
+
+def test_data_root_moves_data_and_annotations(tool, coco):
+    cfg = tool('train', DETECTOR, '--data-root', coco, '--from-scratch')
+    assert cfg.train_dataloader.dataset.data_root.rstrip('/') == str(coco)
+    assert cfg.test_evaluator.ann_file == f'{coco}/annotations/instances_val2017.json'
+
+
+def test_a_run_is_not_written_over(tool, coco, tmp_path):
+    options = (DETECTOR, '--data-root', coco, '--from-scratch', '--work-dir', tmp_path)
+    (tmp_path / 'last_checkpoint').touch()
+    with pytest.raises(UsageError, match='--resume; keep it and start another: --work-dir'):
+        tool('train', *options)
+    assert tool('train', *options, '--resume').resume is True
+
+
+def test_missing_checkpoints(tool, coco):
+    with pytest.raises(UsageError, match='--resume: there is no checkpoint gone.pth'):
+        tool('train', DETECTOR, '--data-root', coco, '--resume', 'gone.pth')
+    with pytest.raises(UsageError, match='there is no checkpoint gone.pth'):
+        tool('test', DETECTOR, 'gone.pth')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_needs_a_gpu(tool, coco):
+    with pytest.raises(UsageError, match='--amp needs a GPU'):
+        tool('train', DETECTOR, '--data-root', coco, '--amp')
+
+
+def test_auto_scale_lr(tool, coco):
+    cfg = tool('train', DETECTOR, '--data-root', coco, '--from-scratch', '--auto-scale-lr')
+    assert cfg.auto_scale_lr.enable and cfg.auto_scale_lr.base_batch_size == 16
+
+
+def test_test_options(tool, coco, tmp_path):
+    checkpoint = tmp_path / 'weights.pth'
+    checkpoint.touch()
+    options = (DETECTOR, checkpoint, '--data-root', coco)
+    cfg = tool('test', *options, '--tta', '--show-dir', tmp_path / 'pictures')
+    assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'RetinaNet'
+    assert cfg.test_dataloader.dataset.pipeline[1].type == 'TestTimeAug'
+    assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / 'pictures')
+    cfg = tool('test', *options, '--out', tmp_path / 'predictions.pkl')
+    assert [metric.type for metric in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
+    with pytest.raises(UsageError, match='must end in .pkl'):
+        tool('test', *options, '--out', 'predictions.json')
+    (tmp_path / 'old.pkl').touch()
+    with pytest.raises(UsageError, match='the file exists'):
+        tool('test', *options, '--out', tmp_path / 'old.pkl')
+
+
+def test_wrapped_datasets_are_looked_through(tmp_path):
+    inner = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='gone.json')
+    for dataset in (
+        dict(type='RepeatDataset', times=2, dataset=inner),
+        dict(type='ConcatDataset', datasets=[inner]),
+    ):
+        cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+        with pytest.raises(UsageError, match=r'gone\.json'):
+            preflight.check_data(cfg, ('train',))
+
+
+def test_remote_weights_are_left_to_mmengine():
+    init_cfg = dict(type='Pretrained', checkpoint='https://example.org/weights.pth')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=init_cfg))))
+    preflight.check_pretrained(cfg, 'config.py')
+
+
+def test_errors_end_the_tool_with_status_2(run_tool):
+    done = run_tool('tools/test.py', DETECTOR, 'gone.pth', check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == 'error: there is no checkpoint gone.pth'
+    assert 'Traceback' not in done.stderr

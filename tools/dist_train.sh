@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Trains on several GPUs (or CPU processes) of one machine or more, by torchrun:
+#   tools/dist_train.sh CONFIG NUM_PROCESSES [options of tools/train.py]
+# On several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT on each.
+set -euo pipefail
+[ $# -ge 2 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+config=$1 processes=$2
+shift 2
+exec "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+  --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+  --nproc_per_node="$processes" \
+  "$(dirname "$0")/train.py" "$config" --launcher pytorch "$@"

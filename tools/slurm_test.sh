@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Evaluates on a slurm cluster:
+#   tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
+# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS set the allocation.
+set -euo pipefail
+[ $# -ge 4 ] || { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
+partition=$1 job=$2 config=$3 checkpoint=$4
+shift 4
+# shellcheck disable=SC2086  # SRUN_ARGS holds several words
+exec srun --partition="$partition" --job-name="$job" --gres="gpu:${GPUS_PER_NODE:-8}" \
+  --ntasks="${GPUS:-8}" --ntasks-per-node="${GPUS_PER_NODE:-8}" \
+  --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+  "${PYTHON:-python}" -u "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher slurm "$@"

@@ -1,0 +1,89 @@
+"""Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``; prints AP, mIoU or top-1."""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
+from mmvitattn.engine import cli, preflight
+from mmvitattn.engine.errors import UsageError, usage_errors_exit
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description='Evaluate a model')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    cli.add_common_arguments(parser)
+    parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
+    parser.add_argument('--show-dir', help='write pictures of the predictions there')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """Config with the options applied, after all checks.
+
+    Raises:
+        UsageError: for whatever the user has to mend before the evaluation can start.
+    """
+    cfg = cli.load_config(args)
+    if not Path(args.checkpoint).is_file():
+        raise UsageError(f'there is no checkpoint {args.checkpoint}')
+    cfg.load_from = args.checkpoint
+    preflight.check_data(cfg, ('test',))
+    preflight.drop_pretrained(cfg)  # the checkpoint holds all weights
+    if args.out:
+        dump_predictions(cfg, args.out)
+    if args.show_dir:
+        draw_pictures(cfg, Path(args.show_dir).resolve())
+    if args.tta:
+        augment(cfg)
+    return cfg
+
+
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Adds the metric that writes the predictions; mmdet's also encodes masks."""
+    if not out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {out}: the file must end in .pkl or .pickle')
+    if Path(out).exists():
+        raise UsageError(f'--out {out}: the file exists; remove it or name another')
+    dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+    metrics = cfg.test_evaluator
+    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=out)]
+
+
+def draw_pictures(cfg: Config, folder: Path) -> None:
+    """Makes the toolbox's own visualisation hook draw every test picture into ``folder``."""
+    hook = cfg.default_hooks.visualization
+    if cfg.default_scope == 'mmdet':
+        hook.update(draw=True, test_out_dir=str(folder))
+    elif cfg.default_scope == 'mmseg':
+        hook.update(draw=True, interval=1)
+        cfg.visualizer.save_dir = str(folder)
+    else:
+        hook.update(enable=True, interval=1, out_dir=str(folder))
+
+
+def augment(cfg: Config) -> None:
+    """Wraps the model and the pipeline in the config's test-time augmentation."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UsageError('--tta: the config has no tta_model and tta_pipeline')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def main() -> None:
+    """Evaluates as the command line says."""
+    args = parse_args()
+    with usage_errors_exit():
+        cfg = prepare(args)
+    cli.start_processes(cfg)
+    Runner.from_cfg(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,80 @@
+"""Trains a detector, a segmenter or a classifier: ``python tools/train.py CONFIG``.
+
+The task follows from the config. Checks of data, weights and run folder come before any work.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
+from mmvitattn.engine import cli, preflight
+from mmvitattn.engine.errors import UsageError, usage_errors_exit
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument('config', help='config file')
+    cli.add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint, or from the last one in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the actual over the intended batch size',
+    )
+    parser.add_argument(
+        '--from-scratch', action='store_true', help='go on without pretrained weights'
+    )
+    return parser.parse_args()
+
+
+def prepare(args: argparse.Namespace) -> Config:
+    """Config with the options applied, after all checks.
+
+    Raises:
+        UsageError: for whatever the user has to mend before training can start.
+    """
+    cfg = cli.load_config(args)
+    if args.amp:
+        preflight.check_amp()
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'auto_scale_lr' not in cfg:
+            raise UsageError('--auto-scale-lr: the config states no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        if args.resume != 'auto':
+            if not Path(args.resume).is_file():
+                raise UsageError(f'--resume: there is no checkpoint {args.resume}')
+            cfg.load_from = args.resume
+    preflight.check_data(cfg, ('train', 'val'))
+    if args.from_scratch:
+        preflight.drop_pretrained(cfg)
+    preflight.check_pretrained(cfg, args.config)
+    preflight.check_run_folder(cfg.work_dir, resume=bool(cfg.resume))
+    return cfg
+
+
+def main() -> None:
+    """Trains as the command line says."""
+    args = parse_args()
+    with usage_errors_exit():
+        cfg = prepare(args)
+    cli.start_processes(cfg)
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
