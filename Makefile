@@ -1,6 +1,8 @@
 # Two commands: `make demo` and `make test`. Both set up the environment on first use.
 #   STACK=onedl      maintained forks of the OpenMMLab packages, current torch (default)
 #   STACK=openmmlab  OpenMMLab's own packages, torch 2.1 (needs Python 3.10 or 3.11)
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
 STACK ?= onedl
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
@@ -37,8 +39,8 @@ $(INSTALLED): setup.py Makefile
 	  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
 	  sys.exit(f"error: STACK={stack} cannot use Python {v[0]}.{v[1]}; set PYTHON=python3.11" if bad else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip install -e '.[$(STACK),dev]'
+	$(BIN)/python -m pip install --no-compile $(TORCH)
+	$(BIN)/python -m pip install --no-compile -e '.[$(STACK),dev]'
 	@rm -f $(VENV)/installed* && touch $@
 
 demo: $(INSTALLED)
@@ -46,11 +48,11 @@ demo: $(INSTALLED)
 	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
 	@rm -f $(DEMO_DIR)/predictions.pkl
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-	  --work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/predictions.pkl
+	  --work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/predictions.pkl | tee $(DEMO_DIR)/test.txt
 	$(BIN)/python tools/analysis_tools/draw_detections.py $(DEMO_DIR)/predictions.pkl \
 	  data/shapes/coco/annotations/instances_val2017.json $(DEMO_DIR)/pictures
 	@echo
-	@grep -h 'Average ' "$$(ls -t $(DEMO_DIR)/test/*/*.log | head -n 1)" || true
+	@grep '^ Average' $(DEMO_DIR)/test.txt
 	@echo "pictures    $(DEMO_DIR)/pictures/overview.png and others: true boxes left, predicted right"
 	@echo "log         $$(ls -t $(DEMO_DIR)/*/*.log | tail -n 1)"
 	@echo "checkpoint  $$(cat $(DEMO_DIR)/last_checkpoint)"

@@ -35,7 +35,9 @@ EXTRAS = {
         'ftfy',
         'regex',
     ],
-    'dev': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff==0.17.5', 'codespell'],
+    # Official checkpoints: tools/model_converters/
+    'convert': ['msgpack'],
+    'dev': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff==0.17.5', 'codespell', 'msgpack'],
 }
 
 setup(

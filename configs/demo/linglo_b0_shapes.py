@@ -10,8 +10,8 @@ model = dict(
     head=dict(num_classes=6, in_channels=256, topk=(1,)),
     train_cfg=dict(augments=None),
 )
-max_epochs = 12
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+max_epochs = 30
+optim_wrapper = dict(optimizer=dict(lr=1e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
@@ -23,6 +23,6 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+train_cfg = dict(max_epochs=max_epochs, val_interval=10)
 default_hooks = dict(logger=dict(interval=25))
 randomness = dict(seed=0)

@@ -27,13 +27,16 @@ def add_file_arguments(parser: ArgumentParser, example: str) -> None:
     parser.add_argument('--force', action='store_true', help='overwrite an existing DST')
 
 
-def convert_file(args: Namespace, model: str, convert: Callable[[], Converted]) -> None:
+def convert_file(args: Namespace, model: str, convert: Callable[[], Converted]) -> dict[str, Any]:
     """Writes ``args.dst`` as {'state_dict', 'meta'}, all or nothing, and says what it holds.
 
     Args:
         args: with ``src``, ``dst`` and ``force``.
         model: name of the model family.
         convert: reads and converts ``args.src``.
+
+    Returns:
+        The description.
 
     Raises:
         UsageError: if a file or an option cannot be used; ``args.dst`` is as it was.
@@ -51,6 +54,7 @@ def convert_file(args: Namespace, model: str, convert: Callable[[], Converted]) 
         raise UsageError(str(error)) from None
     print(f'{dst}: {len(state_dict)} parameters of {model} {description["arch"]}')
     print(f'dropped: {", ".join(description["dropped"]) or "nothing"}')
+    return description
 
 
 def save_atomically(checkpoint: dict, dst: Path) -> None:

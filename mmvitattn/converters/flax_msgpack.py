@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from .rules import CheckpointError
+
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # msgpack extension codes
 CHUNKED = '__msgpack_chunked_array__'
 MISSING_MSGPACK = (
     'reading Flax checkpoints needs msgpack: pip install "mmvitattn[convert]" (or pip install '
     'msgpack)'
 )
-
-
-class CheckpointError(ValueError):
-    """A file is no checkpoint of the expected kind, or cannot be read as one."""
 
 
 def read_flax_msgpack(path: str | Path) -> dict[str, Any]:

@@ -6,32 +6,23 @@ and ``QnAStage_i/QnA_Block_j_stride_2`` (i from 0, j from 1; the down-sampling b
 """
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.position_table import resize_table as resize_grid
 from ..models import QnAViT
-from ..models.qna_vit import per_stage
-from .flax_msgpack import CheckpointError
+from ..models.base import per_stage
+from .rules import CheckpointError, Rule, apply_rules, count, get_parameter
 
 NUM_STAGES = 4
 STEM, HEAD = 'StemBlock_0/conv_1x1/kernel', 'ClassificationHead_0'
 QNA, LSA = 'FusedKQnA_0', 'MultiHeadSelfAttention_0'
 LSA_TABLE = 'RelativePositionalEmbedding_0/rpe_bias'
-
-
-class Rule(NamedTuple):
-    """One parameter: its name here, its name in the release, how the one becomes the other."""
-
-    target: str
-    source: str
-    convert: Callable[[Tensor], Tensor] = Tensor.contiguous
 
 
 def convert_qna_vit(
@@ -73,13 +64,14 @@ def convert_qna_vit(
             settings[key] = per_stage(key, sizes, NUM_STAGES)
     rules = list(_rules(settings, num_queries, window_sizes is not None, kernel_sizes is not None))
     backbone = QnAViT(settings, out_indices=-1, num_queries=num_queries)
-    state_dict = _apply(rules, source, backbone)
+    num_classes = len(_get(source, f'{HEAD}/head_logits/bias'))
+    state_dict = apply_rules(rules, source, backbone, num_classes)
     description = dict(
         arch=name or settings,
         kernel_sizes=settings['kernel_sizes'],
         window_sizes=settings['window_sizes'],
         num_queries=num_queries,
-        num_classes=len(state_dict['head.fc.bias']),
+        num_classes=num_classes,
         dropped=sorted(str(key) for key in checkpoint if key != 'params'),
     )
     return state_dict, description
@@ -102,10 +94,10 @@ def detect_settings(source: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
     stages, num_queries = [], 1
     for i in range(NUM_STAGES):
         stage = dict(
-            qna_depths=_count(source, rf'QnAStage_{i}/QnA_Block_\d+/'),
+            qna_depths=count(source, rf'QnAStage_{i}/QnA_Block_\d+/'),
             qna_heads=1,
             kernel_sizes=1,
-            lsa_depths=_count(source, rf'LSAStage_{i}/MSA_Block_\d+/'),
+            lsa_depths=count(source, rf'LSAStage_{i}/MSA_Block_\d+/'),
             lsa_heads=1,
             window_sizes=1,
         )
@@ -232,43 +224,8 @@ def resize_table(table: Tensor, side: int | None) -> Tensor:
     """
     if side is None or side == _side(table):
         return table
-    image = table.T.unflatten(-1, (_side(table), -1))[None]
-    image = F.interpolate(image, (side, side), mode='bicubic', antialias=True, align_corners=False)
-    return image[0].flatten(1).T.contiguous()
-
-
-def _apply(
-    rules: Sequence[Rule], source: Mapping[str, Tensor], backbone: QnAViT
-) -> dict[str, Tensor]:
-    """Converts every parameter once, or says what does not fit."""
-    shapes = {f'backbone.{name}': tuple(p.shape) for name, p in backbone.named_parameters()}
-    num_classes = _get(source, f'{HEAD}/head_logits/bias').shape[0]
-    shapes['head.fc.weight'] = (num_classes, backbone.feature_info.channels()[-1])
-    shapes['head.fc.bias'] = (num_classes,)
-    missing = sorted({rule.source for rule in rules} - set(source))
-    left_over = sorted(set(source) - {rule.source for rule in rules})
-    if missing or left_over:
-        raise CheckpointError(
-            f'the checkpoint does not fit the architecture: {len(missing)} parameters are missing '
-            f'({_some(missing)}), {len(left_over)} are left over ({_some(left_over)})'
-        )
-    state_dict, wrong = {}, []
-    for rule in rules:
-        parameter = source[rule.source]
-        try:
-            state_dict[rule.target] = rule.convert(parameter)
-        except (RuntimeError, IndexError):
-            wrong.append(f'{rule.source} {tuple(parameter.shape)}')
-            continue
-        if tuple(state_dict[rule.target].shape) != shapes[rule.target]:
-            wrong.append(
-                f'{rule.source} {tuple(parameter.shape)} for {rule.target} {shapes[rule.target]}'
-            )
-    if wrong:
-        raise CheckpointError(f'{len(wrong)} parameters have another shape: {_some(wrong)}')
-    if set(state_dict) != set(shapes):
-        raise CheckpointError(f'without value: {_some(sorted(set(shapes) - set(state_dict)))}')
-    return state_dict
+    grid = table.unflatten(0, (-1, _side(table)))
+    return resize_grid(grid, (side, side)).flatten(0, 1)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Tensor]]:
@@ -283,13 +240,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, T
 
 
 def _get(source: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in source or source[name].dim() == 0 or source[name].numel() == 0:
-        raise CheckpointError(f'no QnA-ViT checkpoint: parameter {name} is missing or empty')
-    return source[name]
-
-
-def _count(source: Mapping[str, Tensor], pattern: str) -> int:
-    return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
+    return get_parameter(source, name, 'QnA-ViT')
 
 
 def _side(table: Tensor) -> int:
@@ -297,7 +248,3 @@ def _side(table: Tensor) -> int:
     if side**2 != table.shape[0]:
         raise CheckpointError(f'a table of {table.shape[0]} offsets is no square')
     return side
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ', '.join(names[:most]) + (', ...' if len(names) > most else '') if names else 'none'

@@ -1,5 +1,6 @@
 """What the converters share: one rule for each parameter, applied so that none is lost."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -70,6 +71,41 @@ def apply_rules(
     if set(state_dict) != set(shapes):
         raise CheckpointError(f'without value: {_some(sorted(set(shapes) - set(state_dict)))}')
     return state_dict
+
+
+def get_parameter(
+    source: Mapping[str, Tensor], name: str, model: str, least_axes: int = 1
+) -> Tensor:
+    """A parameter that tells something about the architecture.
+
+    Args:
+        source: parameters of the release by name.
+        name: its name.
+        model: name of the model family, for the error message.
+        least_axes: axes that it has at least.
+
+    Returns:
+        The parameter.
+
+    Raises:
+        CheckpointError: if it is missing, empty or has fewer axes.
+    """
+    if name not in source or source[name].dim() < least_axes or source[name].numel() == 0:
+        raise CheckpointError(f'no {model} checkpoint: parameter {name} is missing or empty')
+    return source[name]
+
+
+def count(source: Mapping[str, Tensor], pattern: str) -> int:
+    """Number of different beginnings of parameters' names.
+
+    Args:
+        source: parameters of the release by name.
+        pattern: regular expression for the beginning of a name.
+
+    Returns:
+        How many different strings match it.
+    """
+    return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

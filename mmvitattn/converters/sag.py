@@ -6,8 +6,8 @@ the FFN; ``layers.{i}.1``, the down-sampling; ``norm``; ``mlp_head``.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from torch import Tensor
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from ..models import SAGViT
 from ..models.base import per_stage
-from .rules import CheckpointError, Rule, apply_rules
+from .rules import CheckpointError, Rule, apply_rules, count, get_parameter
 
 EMBED = 'to_patch_embedding.projections'
-# What shapes do not tell, by what they do: the release has these patch embeddings alone.
-STRIDE_PADDING = {arch['kernel_size']: (arch['stride'], arch['padding']) for arch in SAGViT.arch_zoo.values()}
+# The release's patch embeddings: what shapes do not tell, by what they tell.
+STRIDE_PADDING = {
+    arch['kernel_size']: (arch['stride'], arch['padding']) for arch in SAGViT.arch_zoo.values()
+}
 SHIFTS_BORDER = {
     len(IMAGENET_SHIFTS): (IMAGENET_SHIFTS, 'extend'),
     len(CIFAR_SHIFTS): (CIFAR_SHIFTS, 'roll'),
@@ -37,30 +39,37 @@ def convert_sag(
     Args:
         checkpoint: content of the checkpoint, as :func:`read_torch_pickle` returns it.
         arch: architecture, a name or a dict; ``None`` takes it from the parameters' shapes.
-        num_heads: attention heads, one number or one a stage, where shapes do not tell them: with
-            keys and values for each head, in an architecture that is none of the published ones.
+        num_heads: attention heads, one number or one a stage, for the description. Shapes do not
+            tell them where each head has its own keys and values, and no parameter depends on them:
+            without, they are known for shared keys and values and the published models alone.
 
     Returns:
         The state dict, ``backbone.*`` and ``head.fc.*``, and a description: ``arch`` (a name or a
-        dict), ``num_classes``, and ``dropped``, the entries of the checkpoint that are no weights.
+        dict, without ``num_heads`` where they are not known), ``num_classes``, and ``dropped``, the
+        entries of the checkpoint that are no weights.
 
     Raises:
         CheckpointError: if parameters are missing, left over or of other shapes than the
-            architecture's, or the number of heads is not known.
-        ValueError: for settings that the model cannot have.
+            architecture's.
+        ValueError: for settings that the model cannot have, or both of them given.
     """
     if not isinstance(checkpoint.get('model'), Mapping):
         raise CheckpointError(
             f'no SAG checkpoint: it has no dict "model", but {sorted(map(str, checkpoint))}'
         )
-    source = checkpoint['model']
-    for name, parameter in source.items():
+    source = {}
+    for name, parameter in checkpoint['model'].items():
         if not isinstance(parameter, Tensor) or not parameter.is_floating_point():
             raise CheckpointError(f'parameter {name} is no tensor of numbers')
+        source[name] = parameter.detach().float()
+    if arch is not None and num_heads is not None:
+        raise ValueError('an architecture has its number of heads: give arch or num_heads')
     if arch is None:
         arch = detect_arch(source, num_heads)
-    settings = SAGViT.resolve_arch(arch, optional=('drop_path_rate',))
-    backbone = SAGViT(settings, _get(source, f'{EMBED}.0.weight').shape[1], out_indices=-1)
+    settings = SAGViT.resolve_arch(arch, optional=('drop_path_rate', 'num_heads'))
+    any_heads = dict(num_heads=(1,) * len(settings['channels']))
+    in_channels = _get(source, f'{EMBED}.0.weight', 4).shape[1]
+    backbone = SAGViT(any_heads | settings, in_channels, out_indices=-1)
     num_classes = len(_get(source, 'mlp_head.bias'))
     state_dict = apply_rules(list(_rules(settings, backbone)), source, backbone, num_classes)
     description = dict(
@@ -81,45 +90,45 @@ def detect_arch(
         num_heads: attention heads, where shapes do not tell them.
 
     Returns:
-        A name, or settings as SAGViT's ``arch`` dict.
+        A name, or settings as SAGViT's ``arch`` dict, without ``num_heads`` if nothing tells them.
 
     Raises:
-        CheckpointError: if a parameter that tells it is missing, the patch embedding is none of the
-            release's, or the number of heads is not known.
+        CheckpointError: if a parameter that tells it is missing, or the patch embedding is none of
+            the release's.
     """
-    stages = range(_count(source, r'layers\.\d+\.0\.pos_emb'))
-    tables = [_get(source, f'layers.{i}.0.pos_emb') for i in stages]
+    stages = range(count(source, r'layers\.\d+\.0\.pos_emb'))
+    if not stages:
+        raise CheckpointError('no SAG checkpoint: parameter layers.0.0.pos_emb is missing')
+    tables = [_get(source, f'layers.{i}.0.pos_emb', 2) for i in stages]
     channels = tuple(table.shape[-1] for table in tables)
+    kv_channels = tuple(len(_get(source, f'{_key_value(i, 0)}.weight')) // 2 for i in stages)
     settings = dict(
         channels=channels,
-        depths=tuple(_count(source, rf'layers\.{i}\.0\.layers\.\d+\.') for i in stages),
+        depths=tuple(count(source, rf'layers\.{i}\.0\.layers\.\d+\.') for i in stages),
+        shared_kv=kv_channels != channels,
         **_patch_embedding(source),
     )
-    grid = math.isqrt(tables[0].shape[-2]) if tables else 0
-    settings['image_size'] = grid * settings['stride']
-
-    kv_channels = [len(_get(source, _key_value(i, 0))) // 2 for i in stages]
-    settings['shared_kv'] = tuple(kv_channels) != channels
-    published = next((a for a in SAGViT.arch_zoo.values() if settings.items() <= (a | dict(image_size=settings['image_size'])).items()), None)
     if num_heads is not None:
         settings['num_heads'] = per_stage('num_heads', num_heads, len(stages))
     elif settings['shared_kv']:
-        settings['num_heads'] = tuple(
-            c // max(kv, 1) for c, kv in zip(channels, kv_channels, strict=True)
-        )
-    elif published is not None:
-        settings['num_heads'] = published['num_heads']
+        heads = (c // max(kv, 1) for c, kv in zip(channels, kv_channels, strict=True))
+        settings['num_heads'] = tuple(heads)
     else:
-        raise CheckpointError(
-            'the checkpoint is none of the published models, and its shapes do not tell the '
-            'number of attention heads: give num_heads'
-        )
+        settings.update(_published_heads(settings))
+    settings['image_size'] = math.isqrt(tables[0].shape[-2]) * settings['stride']
     return next((name for name, a in SAGViT.arch_zoo.items() if a == settings), settings)
 
 
+def _published_heads(settings: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    for published in SAGViT.arch_zoo.values():
+        if all(published[key] == value for key, value in settings.items()):
+            return dict(num_heads=published['num_heads'])
+    return {}
+
+
 def _patch_embedding(source: Mapping[str, Tensor]) -> dict[str, Any]:
-    num_variants = _count(source, r'to_patch_embedding\.projections\.\d+\.weight')
-    kernel_size = _get(source, f'{EMBED}.0.weight').shape[-1]
+    num_variants = count(source, r'to_patch_embedding\.projections\.\d+\.weight')
+    kernel_size = _get(source, f'{EMBED}.0.weight', 4).shape[-1]
     if kernel_size not in STRIDE_PADDING or num_variants not in SHIFTS_BORDER:
         raise CheckpointError(
             f"{num_variants} shifts and kernels of side {kernel_size} are none of the release's "
@@ -135,14 +144,13 @@ def _patch_embedding(source: Mapping[str, Tensor]) -> dict[str, Any]:
 def _rules(settings: Mapping[str, Any], backbone: SAGViT) -> Iterator[Rule]:
     for kind in ('weight', 'bias'):
         sources = tuple(f'{EMBED}.{t}.{kind}' for t in range(len(settings['shifts'])))
-        yield Rule(f'backbone.stem.{kind}', sources, lambda *parameters: torch.stack(parameters))
+        yield Rule(f'backbone.stem.{kind}', sources, _stack)
     last = len(settings['depths']) - 1
     for i, depth in enumerate(settings['depths']):
         source, target = f'layers.{i}.0', f'backbone.stages.{i}'
         grid = backbone.stages[i].position.table.shape[-3:-1]
-        yield Rule(
-            f'{target}.position.table', f'{source}.pos_emb', lambda p, grid=grid: p.unflatten(-2, grid)
-        )
+        to_grid = partial(Tensor.unflatten, dim=-2, sizes=grid)
+        yield Rule(f'{target}.position.table', f'{source}.pos_emb', to_grid)
         for norm in ('norm1', 'norm2'):
             yield from _affine(f'{source}.{norm}', f'{target}.{norm}')
         for j in range(depth):
@@ -166,6 +174,10 @@ def _block_rules(i: int, j: int, target: str) -> Iterator[Rule]:
         yield from _affine(f'layers.{i}.0.layers.{j}.{layer}', f'{target}.{name}')
 
 
+def _stack(*parameters: Tensor) -> Tensor:
+    return torch.stack(parameters)
+
+
 def _affine(source: str, target: str) -> Iterator[Rule]:
     for kind in ('weight', 'bias'):
         yield Rule(f'{target}.{kind}', f'{source}.{kind}')
@@ -177,14 +189,8 @@ def _kind(i: int, j: int) -> str:
 
 
 def _key_value(i: int, j: int) -> str:
-    return f'layers.{i}.0.layers.{j}.0.Wkv_{_kind(i, j)}.weight'
+    return f'layers.{i}.0.layers.{j}.0.Wkv_{_kind(i, j)}'
 
 
-def _get(source: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in source or source[name].dim() == 0 or source[name].numel() == 0:
-        raise CheckpointError(f'no SAG checkpoint: parameter {name} is missing or empty')
-    return source[name]
-
-
-def _count(source: Mapping[str, Tensor], pattern: str) -> int:
-    return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
+def _get(source: Mapping[str, Tensor], name: str, least_axes: int = 1) -> Tensor:
+    return get_parameter(source, name, 'SAG', least_axes)

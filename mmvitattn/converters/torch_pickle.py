@@ -7,7 +7,6 @@ names that a pickle may look up are listed; anything else is refused, the same i
 
 import pickle
 import tarfile
-import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
@@ -53,9 +52,7 @@ class RestrictedUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         """The opcode that restores an object's attributes."""
         if not isinstance(self.stack[-2], Namespace | OrderedDict):
-            raise RefusedObjectError(
-                f'it sets attributes of {self.stack[-2]!r}, which is refused'
-            )
+            raise RefusedObjectError(f'it sets attributes of {self.stack[-2]!r}, which is refused')
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -85,9 +82,7 @@ def read_torch_pickle(path: str | Path) -> dict[str, Any]:
         pickle_module = SimpleNamespace(
             __name__=__name__, Unpickler=RestrictedUnpickler, load=_load
         )
-        tree = torch.load(
-            path, map_location='cpu', pickle_module=pickle_module, weights_only=False
-        )
+        tree = torch.load(path, map_location='cpu', pickle_module=pickle_module, weights_only=False)
         if not isinstance(tree, dict):
             raise ValueError(f'it holds a {type(tree).__name__}, not a dict')
     except OSError as error:
@@ -103,7 +98,8 @@ def read_torch_pickle(path: str | Path) -> dict[str, Any]:
 
 
 def _is_torchscript(path: str | Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        reader = torch._C.PyTorchFileReader(str(path))  # sees the file as torch.load will
+    except RuntimeError:  # no zip file
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(Path(name).name == 'constants.pkl' for name in archive.namelist())
+    return 'constants.pkl' in reader.get_all_records()

@@ -129,7 +129,9 @@ def check_pretrained(cfg: Mapping, config_file: str | Path) -> None:
 
 def _classifier_hint(checkpoint: str, config_file: Path) -> str:
     model = Path(checkpoint).stem.split('_in1k')[0].replace('-', '_')
-    found = sorted(config_file.resolve().parent.glob(f'{model}_*_in1k.py'))
+    found = sorted(
+        config_file.resolve().parent.glob(f'{model}_*_in1k.py'), key=lambda p: len(p.name)
+    )
     config = f'configs/{found[0].name}' if found else 'the classification config of this backbone'
     work_dir = f'work_dirs/{found[0].stem}' if found else 'its work_dir'
     return (

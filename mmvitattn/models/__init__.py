@@ -2,5 +2,6 @@
 
 from .linglo import LinGlo
 from .qna_vit import QnAViT
+from .sag import SAGViT
 
-__all__ = ['LinGlo', 'QnAViT']
+__all__ = ['LinGlo', 'QnAViT', 'SAGViT']

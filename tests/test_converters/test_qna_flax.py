@@ -19,6 +19,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 msgpack = pytest.importorskip('msgpack', reason='extra [convert]')
 
 from mmvitattn.converters import CheckpointError, convert_qna_vit, read_flax_msgpack  # noqa: E402
+from mmvitattn.converters.files import save_atomically  # noqa: E402
 from mmvitattn.converters.qna_vit import resize_table  # noqa: E402
 from mmvitattn.models import QnAViT  # noqa: E402
 
@@ -426,12 +427,12 @@ def test_tool_overwrites_with_force_and_resizes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'out.pth'}
 
 
-def test_nothing_remains_of_an_interrupted_write(tool, tmp_path, monkeypatch):
+def test_nothing_remains_of_an_interrupted_write(tmp_path, monkeypatch):
     def interrupted(checkpoint, file):
         file.write(b'half')
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tool.torch, 'save', interrupted)
+    monkeypatch.setattr(torch, 'save', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tool.save_atomically({}, tmp_path / 'out.pth')
+        save_atomically({}, tmp_path / 'out.pth')
     assert not list(tmp_path.iterdir())

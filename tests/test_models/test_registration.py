@@ -25,8 +25,12 @@ class Ops(types.ModuleType):
         return lambda *args, **kwargs: None
 sys.modules['mmcv._ext'] = Ops('mmcv._ext')
 """
-# A fourth family adds its class, module and an arch here.
-BACKBONES = {'LinGlo': ('linglo', 'b0'), 'QnAViT': ('qna_vit', 'tiny')}
+# A new family adds its class, module and an arch here.
+BACKBONES = {
+    'LinGlo': ('linglo', 'b0'),
+    'QnAViT': ('qna_vit', 'tiny'),
+    'SAGViT': ('sag', 'tiny'),
+}
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])

@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('predictions', help='written by tools/test.py --out')
     parser.add_argument('annotations', help='COCO annotation file of the same pictures')
     parser.add_argument('out_dir', type=Path)
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score drawn')
+    parser.add_argument('--score-thr', type=float, default=0.4, help='least score drawn')
     parser.add_argument('--side', type=int, default=384, help='least longer side drawn, in pixels')
     parser.add_argument('--max-pictures', type=int, default=48)
     return parser.parse_args()
@@ -70,7 +70,8 @@ def compare(result: dict, coco: COCO, side: int, score_thr: float) -> np.ndarray
     names = [category['name'] for category in coco.loadCats(categories)]
     draw(true, boxes * factor, labels, [names[label] for label in labels])
     instances = result['pred_instances']
-    kept = instances['scores'] >= score_thr
+    order = instances['scores'].argsort()  # the surest last, on top
+    kept = order[instances['scores'][order] >= score_thr]
     labels = instances['labels'][kept].tolist()
     scores = instances['scores'][kept].tolist()
     captions = [f'{names[k]} {score:.2f}' for k, score in zip(labels, scores, strict=True)]

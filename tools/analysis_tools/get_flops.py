@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a config's model, or the README's table.
+"""Parameters and multiply-adds of a config's model, or the README's tables.
 
 ``python tools/analysis_tools/get_flops.py CONFIG [--shape H W] [--deploy]`` or ``... --table``.
 Every matrix product and convolution is counted, attention's included; nothing is computed (the
@@ -19,13 +19,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
 from mmvitattn.engine import preflight
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.layers import QnALayer
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-# name, and the paper's: RetinaNet parameters (M), its AP, Semantic FPN's, its mIoU, top-1
-PAPER = {
+# The papers' figures. LinGlo: RetinaNet parameters (M), AP, Semantic FPN's, mIoU, top-1.
+LINGLO = {
     'linglo_b0': (13.0, 38.0, 7.6, 37.3, 72.5),
     'linglo_b1': (23.8, 41.5, 17.8, 42.5, 79.7),
     'linglo_b2': (35.1, 44.7, 29.1, 45.2, 82.7),
+}
+# Others: parameters (M), GFLOPs, top-1 of the classifier.
+CLASSIFIERS = {
+    'qna_vit_tiny': (16, 2.5, 81.7),
+    'qna_vit_tiny_7x7': (16, 2.6, 82.0),
+    'qna_vit_small': (25, 4.4, 83.2),
+    'qna_vit_base': (56, 9.7, 83.7),
 }
 
 
@@ -54,32 +62,54 @@ def parameters(module: nn.Module) -> float:
 def multiply_adds(module: nn.Module, shape: tuple[int, int]) -> float:
     """Billions of multiply-adds for one image of that height and width."""
     module = copy.deepcopy(module).to('meta')
+    window_products = []
+    for layer in module.modules():
+        if isinstance(layer, QnALayer):  # its products are no matrix products
+            layer.register_forward_hook(
+                lambda layer, inputs, output: window_products.append(
+                    output[..., 0].numel()
+                    * layer.kernel_size**2
+                    * layer.num_queries
+                    * layer.channels
+                )
+            )
     with FlopCounterMode(display=False) as counter:
         module(torch.empty(1, 3, *shape, device='meta'))
-    return counter.get_total_flops() / 2e9
+    return (counter.get_total_flops() / 2 + sum(window_products)) / 1e9
 
 
-def table() -> str:
-    """The README's table of models."""
+def linglo_table() -> str:
+    """LinGlo in its deploy form; RetinaNet and Semantic FPN with their heads."""
     lines = [
         '| backbone | params (M) | GFLOPs, 224 x 224 | RetinaNet params (M): ours / paper '
         '| Semantic FPN params (M): ours / paper | paper: top-1 | paper: AP | paper: mIoU |',
         '|---|---|---|---|---|---|---|---|',
     ]
-    for name, (retinanet, ap, semantic_fpn, miou, top1) in PAPER.items():
-        models = {
-            form: build(next(CONFIGS.glob(pattern)), deploy=True)
-            for form, pattern in (
-                ('classifier', f'{name}_8x*_in1k.py'),
-                ('detector', f'retinanet_{name}_fpn_1x_coco.py'),
-                ('segmenter', f'semfpn_{name}_40k_ade20k.py'),
-            )
-        }
-        backbone = models['classifier'].backbone
+    for name, (retinanet, ap, semantic_fpn, miou, top1) in LINGLO.items():
+        classifier = build(CONFIGS / f'{name}_8xb128_in1k.py', deploy=True)
+        detector = build(CONFIGS / f'retinanet_{name}_fpn_1x_coco.py', deploy=True)
+        segmenter = build(CONFIGS / f'semfpn_{name}_40k_ade20k.py', deploy=True)
         lines.append(
-            f'| {name} | {parameters(backbone):.2f} | {multiply_adds(backbone, (224, 224)):.2f} '
-            f'| {parameters(models["detector"]):.1f} / {retinanet} '
-            f'| {parameters(models["segmenter"]):.1f} / {semantic_fpn} | {top1} | {ap} | {miou} |'
+            f'| {name} | {parameters(classifier.backbone):.2f} '
+            f'| {multiply_adds(classifier.backbone, (224, 224)):.2f} '
+            f'| {parameters(detector):.1f} / {retinanet} '
+            f'| {parameters(segmenter):.1f} / {semantic_fpn} | {top1} | {ap} | {miou} |'
+        )
+    return '\n'.join(lines)
+
+
+def classifier_table() -> str:
+    """Classifiers with their heads."""
+    lines = [
+        '| classifier | params (M): ours / paper | GFLOPs, 224 x 224: ours / paper '
+        '| paper: top-1 |',
+        '|---|---|---|---|',
+    ]
+    for name, (params, gflops, top1) in CLASSIFIERS.items():
+        model = build(CONFIGS / f'{name}_8xb128_in1k.py', deploy=True)
+        lines.append(
+            f'| {name} | {parameters(model):.2f} / {params} '
+            f'| {multiply_adds(model.backbone, (224, 224)):.2f} / {gflops} | {top1} |'
         )
     return '\n'.join(lines)
 
@@ -90,12 +120,12 @@ def main() -> None:
     parser.add_argument('config', nargs='?', type=Path)
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), default=(224, 224))
     parser.add_argument('--deploy', action='store_true', help='fold what can be folded first')
-    parser.add_argument('--table', action='store_true', help="print the README's table")
+    parser.add_argument('--table', action='store_true', help="print the README's tables")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     with usage_errors_exit():
         if args.table:
-            print(table())
+            print(linglo_table(), classifier_table(), sep='\n\n')
             return
         if args.config is None:
             raise UsageError('name a config, or give --table')

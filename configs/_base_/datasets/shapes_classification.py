@@ -6,12 +6,17 @@ data_root = 'data/shapes/imagenet'
 data_preprocessor = dict(num_classes=6)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomCrop', crop_size=128, padding=12, padding_mode='reflect'),
+    dict(type='Resize', scale=(72, 72)),
+    dict(type='RandomCrop', crop_size=64),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='RandomFlip', prob=0.5, direction='vertical'),
     dict(type='PackInputs'),
 ]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(64, 64)),
+    dict(type='PackInputs'),
+]
 train_dataloader = dict(
     batch_size=16,
     num_workers=1,

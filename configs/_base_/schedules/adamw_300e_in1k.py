@@ -5,7 +5,11 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
-        custom_keys={'saliency': dict(decay_mult=0.0)},
+        custom_keys={
+            'saliency': dict(decay_mult=0.0),  # LinGlo
+            'position_bias': dict(decay_mult=0.0),  # QnA-ViT
+            'attention_scale': dict(decay_mult=0.0),
+        },
     ),
 )
 param_scheduler = [

@@ -1,0 +1,107 @@
+"""Multi-head self-attention over a whole map ("Attention Is All You Need", section 3.2)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .init import trunc_normal_
+
+
+class AttentionProjections(nn.Module):
+    """The linear maps of multi-head attention, and what they start from.
+
+    Args:
+        channels: channels C of input and output.
+        num_heads: heads h; must divide ``channels``.
+        shared_kv: whether all heads share one key and one value of C / h channels.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``channels``.
+    """
+
+    def __init__(self, channels: int, num_heads: int, shared_kv: bool = False) -> None:
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f'num_heads={num_heads} must divide channels={channels}')
+        self.channels, self.num_heads, self.shared_kv = channels, num_heads, shared_kv
+        kv_channels = channels // num_heads if shared_kv else channels
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * kv_channels)  # keys first
+        self.out = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal (std 0.02) weights, zero biases."""
+        for linear in (self.query, self.key_value, self.out):
+            trunc_normal_(linear)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f'channels={self.channels}, num_heads={self.num_heads}, shared_kv={self.shared_kv}'
+
+
+class GlobalAttention(AttentionProjections):
+    """Self-attention between all positions of a map, in memory linear in their number.
+
+    Keys and values are projected for each head, or once for all heads (multi-query attention).
+
+    Time is quadratic in the number of positions. ``kv_pool`` divides it by ``kv_pool ** 2``: keys
+    and values are those of averages over squares of positions, as in PVT, whose reduction is a
+    strided convolution with weights of its own. An average has none, so that weights trained
+    without it fit. It is no part of SAG or its paper.
+
+    Args:
+        channels: channels C of input and output.
+        num_heads: heads h; must divide ``channels``.
+        shared_kv: whether all heads share one key and one value of C / h channels.
+        kv_pool: side of the squares of positions that keys and values average; 1 for none.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``channels``, or ``kv_pool`` is below 1.
+
+    Example:
+        >>> attention = GlobalAttention(64, num_heads=2)
+        >>> attention(torch.rand(8, 56, 56, 64)).shape
+        torch.Size([8, 56, 56, 64])
+    """
+
+    def __init__(
+        self, channels: int, num_heads: int, shared_kv: bool = False, kv_pool: int = 1
+    ) -> None:
+        super().__init__(channels, num_heads, shared_kv)
+        if kv_pool < 1:
+            raise ValueError(f'kv_pool={kv_pool} must be at least 1')
+        self.kv_pool = kv_pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over all positions.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            Output of the same shape.
+        """
+        batch, dim = len(x), self.channels // self.num_heads
+        query = self.query(x).view(batch, -1, self.num_heads, dim)
+        key_value = self.key_value(self._pool(x)).flatten(1, 2)
+        if self.shared_kv:
+            # One head that has the queries of all: nothing is repeated.
+            query = query.flatten(1, 2)[:, None]
+            key, value = key_value[:, None].chunk(2, dim=-1)
+        else:
+            query = query.transpose(1, 2)
+            key, value = key_value.view(batch, -1, 2, self.num_heads, dim).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(query, key, value)
+        y = y if self.shared_kv else y.transpose(1, 2)
+        return self.out(y.reshape(x.shape))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        if self.kv_pool == 1:
+            return x
+        # A square that the border cuts averages what lies inside the map.
+        y = F.avg_pool2d(x.permute(0, 3, 1, 2), self.kv_pool, ceil_mode=True)
+        return y.permute(0, 2, 3, 1)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f'{super().extra_repr()}, kv_pool={self.kv_pool}'

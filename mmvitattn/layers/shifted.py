@@ -1,0 +1,136 @@
+"""Shifted patch embedding and local attention over its variants as layers (SAG, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import local_shift_attention, shifted_patch_embedding
+from ..ops.shifted import Shifts, check_shifts
+from .global_attention import AttentionProjections
+from .init import trunc_normal_
+
+# Pixels (down, right) in the order of the official release.
+IMAGENET_SHIFTS = (
+    *((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (2, 0), (3, 0)),
+    *((1, 1), (2, 2), (3, 3)),
+)
+CIFAR_SHIFTS = (
+    *((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (2, 0), (0, 2), (-2, 0), (0, -2)),
+    *((1, 1), (1, 2), (1, -1), (-1, 1), (-1, 2), (-1, -1), (2, 1), (2, 2), (2, -1)),
+)
+
+
+class ShiftedPatchEmbed(nn.Module):
+    """Embeds T shifted copies of an image, each by a convolution of its own.
+
+    An image that the stride does not divide is padded with zeros on the right and the bottom
+    before it is shifted.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of each embedding.
+        kernel_size: side of the kernels, in pixels.
+        stride: stride, in pixels.
+        padding: zeros on each side of the shifted image, in pixels.
+        shifts: pairs of pixels (down, right).
+        border: 'extend' grows the image on the top and the left by rows and columns from its
+            bottom and its right (shifts >= 0); 'roll' shifts circularly.
+
+    Raises:
+        ValueError: for an unknown border or shifts that it cannot do.
+
+    Example:
+        >>> embed = ShiftedPatchEmbed(3, 64, kernel_size=4, stride=4)
+        >>> embed(torch.rand(8, 224, 224, 3)).shape
+        torch.Size([10, 8, 56, 56, 64])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        shifts: Shifts = IMAGENET_SHIFTS,
+        border: str = 'extend',
+    ) -> None:
+        super().__init__()
+        self.shifts = tuple(tuple(shift) for shift in shifts)
+        check_shifts('ShiftedPatchEmbed', self.shifts, border)
+        self.stride, self.padding, self.border = stride, padding, border
+        shape = (len(self.shifts), channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[:2]))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal (std 0.02) kernels, zero bias."""
+        trunc_normal_(self)
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of ``height`` x ``width`` pixels."""
+        reach = 2 * self.padding - self.weight.shape[-1]
+        return tuple((n + -n % self.stride + reach) // self.stride + 1 for n in (height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds patches.
+
+        Args:
+            x: (B, H, W, C_in).
+
+        Returns:
+            (T, B, H', W', C), the grid as :meth:`grid_size` says.
+        """
+        bottom, right = -x.shape[1] % self.stride, -x.shape[2] % self.stride
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        return shifted_patch_embedding(
+            x, self.weight, self.bias, self.shifts, self.stride, self.padding, self.border
+        )
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        variants, channels, in_channels, kernel_size, _ = self.weight.shape
+        return (
+            f'{in_channels}, {channels}, variants={variants}, kernel_size={kernel_size}, '
+            f'stride={self.stride}, padding={self.padding}, border={self.border!r}'
+        )
+
+
+class LocalShiftAttention(AttentionProjections):
+    """Attention of each patch to its own shifted variants, with the unshifted one as the query.
+
+    Args:
+        channels: channels C of input and output.
+        num_heads: heads h; must divide ``channels``.
+        shared_kv: whether all heads share one key and one value of C / h channels (multi-query).
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``channels``.
+
+    Example:
+        >>> attention = LocalShiftAttention(64, num_heads=2)
+        >>> attention(torch.rand(10, 8, 56, 56, 64)).shape
+        torch.Size([8, 56, 56, 64])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attends over the variants.
+
+        Args:
+            x: tokens of all variants, the unshifted one first, (T, B, H, W, C).
+
+        Returns:
+            (B, H, W, C).
+        """
+        key_weight, value_weight = self.key_value.weight.chunk(2)
+        key_bias, value_bias = self.key_value.bias.chunk(2)
+        y = local_shift_attention(
+            x,
+            query=(self.query.weight, self.query.bias),
+            key=(key_weight, key_bias),
+            value=(value_weight, value_bias),
+            num_heads=self.num_heads,
+        )
+        return self.out(y)

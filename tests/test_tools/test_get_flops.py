@@ -1,0 +1,27 @@
+import re
+
+from mmvitattn.models import LinGlo
+
+
+def test_readme_tables_are_what_the_command_prints(run_tool, root):
+    printed = run_tool('tools/analysis_tools/get_flops.py', '--table').stdout.strip()
+    readme = (root / 'README.md').read_text()
+    pattern = r'<!-- table: python tools/analysis_tools/get_flops.py --table -->\n(.*?)<!-- end'
+    tables = re.search(pattern, readme, re.DOTALL).group(1).strip()
+    assert tables == printed
+
+
+def test_one_config(run_tool):
+    tool, config = 'tools/analysis_tools/get_flops.py', 'configs/linglo_b0_8xb128_in1k.py'
+    lines = run_tool(tool, config, '--deploy', '--shape', 448, 448).stdout.splitlines()[-3:]
+    whole, backbone, flops = (float(re.search(r'(\d+\.\d+) [MG]', line).group(1)) for line in lines)
+    model = LinGlo('b0', out_indices=-1, deploy=True)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert backbone == round(parameters / 1e6, 2)
+    assert whole == round((parameters + 256 * 1000 + 1000) / 1e6, 2)
+    assert 4 * 0.66 < flops < 4 * 0.68  # linear in pixels: four times 0.67 G
+
+
+def test_unknown_config(run_tool):
+    done = run_tool('tools/analysis_tools/get_flops.py', 'configs/nothing.py', check=False)
+    assert done.returncode == 2 and 'there is no config' in done.stderr

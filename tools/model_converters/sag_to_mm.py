@@ -1,0 +1,58 @@
+"""Converts an official SAG checkpoint (PyTorch) to MMEngine's form.
+
+``python tools/model_converters/sag_to_mm.py sag_small.pth sag_small_mm.pth``
+
+A classifier loads the result whole; a detector or segmentor takes the backbone:
+``init_cfg=dict(type='Pretrained', checkpoint='sag_small_mm.pth', prefix='backbone.')``. Nothing in
+the file is run: it may hold tensors, plain data and ``argparse.Namespace``.
+"""
+
+import argparse
+
+from mmvitattn.converters import convert_sag, read_torch_pickle
+from mmvitattn.converters.files import add_file_arguments, convert_file
+from mmvitattn.engine.errors import usage_errors_exit
+from mmvitattn.models import SAGViT
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_file_arguments(parser, 'sag_small.pth')
+    parser.add_argument(
+        '--arch', choices=list(SAGViT.arch_zoo), help='default: told by the shapes in the file'
+    )
+    parser.add_argument(
+        '--num-heads',
+        type=int,
+        nargs='+',
+        help='attention heads, one number or one a stage, noted beside the weights; shapes do not '
+        'tell them for a model with keys and values for each head that is none of the published',
+    )
+    return parser.parse_args()
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Converts one file and says what it held.
+
+    Raises:
+        UsageError: if a file or an option cannot be used.
+    """
+    heads = args.num_heads
+    if heads is not None and len(heads) == 1:  # one number stands for all stages
+        heads = heads[0]
+    description = convert_file(
+        args, 'SAG', lambda: convert_sag(read_torch_pickle(args.src), args.arch, heads)
+    )
+    if not isinstance(description['arch'], str) and 'num_heads' not in description['arch']:
+        print('the file does not tell the number of attention heads: add num_heads to arch')
+
+
+def main() -> None:
+    """Converts the file that the command line names."""
+    with usage_errors_exit():
+        convert(parse_args())
+
+
+if __name__ == '__main__':
+    main()
