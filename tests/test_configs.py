@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmvitattn.datasets import shapes
 from mmvitattn.engine import preflight
-from mmvitattn.models import LinGlo, QnAViT
+from mmvitattn.models import LinGlo, QnAViT, SAGViT
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL = sorted([*CONFIGS.glob('*.py'), *CONFIGS.glob('demo/*.py')])
@@ -203,11 +203,73 @@ def test_qna_vit_recipes(arch):
         assert cfg.model.backbone.init_cfg.checkpoint == weights
 
 
-@pytest.mark.parametrize('arch', QnAViT.arch_zoo)
-def test_exempt_names_exist(arch):
-    names = [name for name, _ in QnAViT(arch).named_parameters()]
-    assert any('position_bias' in name for name in names)
-    assert any('attention_scale' in name for name in names)
+SAG_CLASSIFIERS = {  # arch: batch on each of 8 GPUs, classes
+    'sag_tiny_8xb92_in1k': ('tiny', 92, 1000),
+    'sag_small_8xb64_in1k': ('small', 64, 1000),
+    **{
+        f'sag_{size}_8xb{batch}_cifar{classes}': (f'cifar_{size}', batch, classes)
+        for size, batch in (('tiny', 92), ('small', 40), ('base', 20))
+        for classes in (10, 100)
+    },
+}
+
+
+@pytest.mark.parametrize('name', SAG_CLASSIFIERS)
+def test_sag_recipes(name):
+    """Paper, section 4, and the official release's end points of the schedule."""
+    arch, batch, classes = SAG_CLASSIFIERS[name]
+    cfg, cifar = Config.fromfile(CONFIGS / f'{name}.py'), arch.startswith('cifar')
+    scale = 8 * batch / 512
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.weight_decay) == ('AdamW', 0.05)
+    assert optimizer.lr == pytest.approx(5e-4 * scale)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+    assert cfg.train_dataloader.batch_size == batch
+    assert cfg.auto_scale_lr.base_batch_size == 8 * batch
+    warm_up, cosine = cfg.param_scheduler
+    start, end, epochs = (1e-6, 1e-5, 5) if cifar else (5e-7, 5e-6, 20)
+    assert warm_up.start_factor * optimizer.lr == pytest.approx(start * scale)
+    assert cosine.eta_min_ratio * optimizer.lr == pytest.approx(end * scale)
+    assert warm_up.end == cosine.begin == epochs and cfg.train_cfg.max_epochs == 300
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert (steps['RandAugment'].magnitude_level, steps['RandAugment'].magnitude_std) == (9, 0.5)
+    assert steps['ColorJitter'].brightness == 0.4 and steps['RandomErasing'].erase_prob == 0.25
+    assert 'RandomCrop' in steps if cifar else steps['RandomResizedCrop'].interpolation == 'bicubic'
+    assert cfg.train_dataloader.sampler.type == 'DefaultSampler'  # no repeated augmentation
+    mixup, cutmix = cfg.model.train_cfg.augments
+    assert (mixup.alpha, cutmix.alpha, cfg.model.head.loss.label_smooth_val) == (0.8, 1.0, 0.1)
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
+    assert cfg.train_dataloader.dataset.type == (f'CIFAR{classes}' if cifar else 'ImageNet')
+    assert {'norm', 'bias', 'position.table'} <= no_decay(cfg)
+    assert cfg.model.backbone.arch == arch
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small'])
+def test_sag_dense_configs_fit_the_strides(arch):
+    model = SAGViT(arch)
+    detector = Config.fromfile(CONFIGS / f'retinanet_sag_{arch}_fpn_1x_coco.py')
+    strides = detector.model.bbox_head.anchor_generator.strides
+    assert strides[: len(model.stages)] == model.feature_info.reduction()
+    assert all(b == 2 * a for a, b in zip(strides, strides[1:], strict=False))
+    segmenter = Config.fromfile(CONFIGS / f'semfpn_sag_{arch}_40k_ade20k.py')
+    assert segmenter.model.decode_head.feature_strides == model.feature_info.reduction()
+    for cfg in (detector, segmenter):
+        assert cfg.model.neck.in_channels == model.feature_info.channels()
+        assert {'norm', 'bias', 'position.table'} <= no_decay(cfg)
+
+
+@pytest.mark.parametrize(
+    ('model', 'exempt'),
+    [
+        (LinGlo('b0'), ['saliency']),
+        (QnAViT('tiny'), ['position_bias', 'attention_scale']),
+        (SAGViT('tiny'), ['position.table']),
+    ],
+    ids=['LinGlo', 'QnAViT', 'SAGViT'],
+)
+def test_exempt_names_exist(model, exempt):
+    names = [name for name, _ in model.named_parameters()]
+    assert all(any(part in name for name in names) for part in exempt)
 
 
 def test_demo_classes_are_those_of_the_embedded_data_set():

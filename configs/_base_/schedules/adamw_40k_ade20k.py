@@ -9,6 +9,7 @@ optim_wrapper = dict(
             'saliency': dict(decay_mult=0.0),  # LinGlo
             'position_bias': dict(decay_mult=0.0),  # QnA-ViT
             'attention_scale': dict(decay_mult=0.0),
+            'position.table': dict(decay_mult=0.0),  # SAG
         },
     ),
 )

@@ -1,0 +1,6 @@
+# SAG-small in the place of LinGlo-b0.
+_base_ = './linglo_b0_shapes.py'
+model = dict(
+    backbone=dict(_delete_=True, type='mmvitattn.SAGViT', arch='small', out_indices=-1),
+    head=dict(in_channels=384),
+)
