@@ -10,7 +10,11 @@ exec((ROOT / 'mmvitattn' / 'version.py').read_text(), VERSION)
 
 # No mm* package here: the originals and their maintained forks share import names, and the
 # wrong distribution would be installed over the other. The user picks one extra.
-INSTALL_REQUIRES = ['torch>=2.1', 'torchvision>=0.16', 'numpy', 'tqdm']
+# opencv-python, as the mm packages: its headless twin would overwrite its files.
+INSTALL_REQUIRES = [
+    *('torch>=2.1', 'torchvision>=0.16', 'numpy', 'tqdm'),
+    *('opencv-python', 'pycocotools'),
+]
 EXTRAS = {
     # Maintained forks, current torch.
     'onedl': [

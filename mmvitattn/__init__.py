@@ -17,7 +17,8 @@ __all__ = ['MISSING_STACK', '__version__', 'has_mm_stack']
 MISSING_STACK = (
     'MMEngine is not installed: mmvitattn.ops and mmvitattn.layers work, the backbones, configs '
     'and tools do not. Install one stack: `pip install "mmvitattn[onedl]"` (maintained forks, '
-    'current torch) or `pip install "mmvitattn[openmmlab]"` (OpenMMLab\'s originals, torch 2.1).'
+    'current torch) or `pip install "mmvitattn[openmmlab]"` (OpenMMLab\'s originals, torch 2.1); '
+    'in a clone, `pip install -e ".[onedl]"`.'
 )
 
 
@@ -28,7 +29,10 @@ def has_mm_stack() -> bool:
 
 compat.install()
 if has_mm_stack():
-    from . import models  # noqa: F401  (registers the backbones)
+    try:
+        from . import models  # noqa: F401  (registers the backbones)
+    except ImportError as error:
+        warnings.warn(f'mmvitattn: the backbones cannot be imported: {error}', stacklevel=2)
 else:
     warnings.warn(MISSING_STACK, stacklevel=2)
 

@@ -105,6 +105,27 @@ def test_published_configs_are_short_deltas(path):
     assert cfg.default_scope in ('mmdet', 'mmseg', 'mmpretrain')
 
 
+@pytest.mark.parametrize('path', each(ALL))
+def test_auto_scale_lr_knows_the_batch(path):
+    cfg = Config.fromfile(path)
+    processes = 1 if path.parent.name == 'demo' else 8
+    assert cfg.auto_scale_lr.base_batch_size == processes * cfg.train_dataloader.batch_size
+
+
+def test_new_layers_start_from_xavier():
+    cfg = load(CONFIGS / 'retinanet_linglo_b0_fpn_1x_coco.py')
+    head = build(cfg).bbox_head
+    weight = head.cls_convs[0].conv.weight
+    bound = (6 / (2 * 256 * 9)) ** 0.5
+    assert weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert head.retina_cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert head.retina_cls.bias.sigmoid().mean().item() == pytest.approx(0.01, rel=1e-3)
+    cfg = load(CONFIGS / 'semfpn_linglo_b0_40k_ade20k.py')
+    weight = build(cfg).decode_head.scale_heads[0][0].conv.weight
+    bound = (6 / (9 * (256 + 128))) ** 0.5
+    assert weight.abs().max().item() == pytest.approx(bound, rel=1e-3)
+
+
 def no_decay(cfg):
     options = cfg.optim_wrapper.paramwise_cfg
     return {key for key, value in options.custom_keys.items() if value['decay_mult'] == 0} | {

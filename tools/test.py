@@ -57,7 +57,9 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 
 def draw_pictures(cfg: Config, folder: Path) -> None:
-    """Makes the toolbox's own visualisation hook draw every test picture into ``folder``."""
+    """Makes a hook, the toolbox's own where it can, draw every test picture into ``folder``."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f'--show-dir {folder}: the folder is not empty; name another')
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == 'mmdet':
         hook.update(draw=True, test_out_dir=str(folder))
@@ -65,7 +67,8 @@ def draw_pictures(cfg: Config, folder: Path) -> None:
         hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = str(folder)
     else:
-        hook.update(enable=True, interval=1, out_dir=str(folder))
+        pictures = dict(type='mmvitattn.ClassificationPicturesHook', out_dir=str(folder))
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []), pictures]
 
 
 def augment(cfg: Config) -> None:

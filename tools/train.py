@@ -60,10 +60,10 @@ def prepare(args: argparse.Namespace) -> Config:
                 raise UsageError(f'--resume: there is no checkpoint {args.resume}')
             cfg.load_from = args.resume
     preflight.check_data(cfg, ('train', 'val'))
-    if args.from_scratch:
+    resumes = preflight.check_run_folder(cfg.work_dir, cfg.resume and cfg.load_from, cfg.resume)
+    if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
         preflight.drop_pretrained(cfg)
     preflight.check_pretrained(cfg, args.config)
-    preflight.check_run_folder(cfg.work_dir, resume=bool(cfg.resume))
     return cfg
 
 

@@ -18,6 +18,13 @@ model = dict(
         # Shapes are 13 to 102 pixels long.
         anchor_generator=dict(octave_base_scale=3, ratios=[1.0], strides=[8, 16, 32]),
         reg_decoded_bbox=True,
+        init_cfg=dict(
+            _delete_=True,  # mmdet's default
+            type='Normal',
+            layer='Conv2d',
+            std=0.01,
+            override=dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
+        ),
         loss_bbox=dict(_delete_=True, type='GIoULoss', loss_weight=2.0),
     ),
     train_cfg=dict(assigner=dict(pos_iou_thr=0.4, neg_iou_thr=0.3)),
@@ -39,6 +46,7 @@ param_scheduler = [
     ),
 ]
 custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, priority=49)]
+auto_scale_lr = dict(base_batch_size=8)
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 default_hooks = dict(logger=dict(interval=25))
 randomness = dict(seed=0)

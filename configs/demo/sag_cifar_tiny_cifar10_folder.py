@@ -28,6 +28,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=30, end=250),
 ]
+auto_scale_lr = dict(base_batch_size=8)
 train_cfg = dict(max_epochs=1)
 default_hooks = dict(logger=dict(interval=10))
 log_processor = dict(window_size=25)

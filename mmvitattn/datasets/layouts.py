@@ -7,6 +7,8 @@ from pathlib import Path
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png'}
 MAX_NAMED = 5  # missing files that are named one by one
+MASKS_READ = 20  # of each split
+CIFAR10_BATCH_BYTES = 30_000_000  # 10,000 pictures of 3,072 bytes, and their labels
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def _coco_problems(root: Path) -> Iterator[str]:
         try:
             content = json.loads((root / annotation).read_text())
             names = [image['file_name'] for image in content['images']]
-            _ = content['annotations'], content['categories']
+            annotations, categories = content['annotations'], content['categories']
         except (ValueError, KeyError, TypeError) as error:
             yield f'{root / annotation} is not a readable COCO annotation file: {error!r}'
             continue
+        if not names or not annotations or not categories:
+            yield f'{root / annotation} lists no pictures, no objects or no categories'
         present = {path.name for path in _images(root / split)}
         absent = [root / split / name for name in names if name not in present]
         yield from _name_some(f'{annotation} lists a picture that is missing:', absent)
@@ -88,10 +92,13 @@ def _ade20k_problems(root: Path) -> Iterator[str]:
         stems = {mask.stem for mask in masks}
         absent = [image.name for image in images if image.stem not in stems]
         yield from _name_some(f'annotations/{split} has no mask for', absent)
-        if masks:
-            mask = cv2.imread(str(masks[0]), cv2.IMREAD_UNCHANGED)
+        stems = {image.stem for image in images}
+        orphans = [mask.name for mask in masks if mask.stem not in stems]
+        yield from _name_some(f'images/{split} has no picture for', orphans)
+        for path in masks[:: max(1, len(masks) // MASKS_READ)]:
+            mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if mask is None or mask.ndim != 2 or mask.max() > 150:
-                yield f'{masks[0]} is not an index mask of 0 (ignored) to 150'
+                yield f'{path} is not an index mask of 0 (ignored) to 150'
 
 
 def _ade20k_summary(root: Path) -> str:
@@ -115,7 +122,8 @@ def _class_folder_problems(root: Path) -> Iterator[str]:
     else:
         yield from _name_some('val has no folder for the class', sorted(train - val))
         yield from _name_some('train has no folder for the class', sorted(val - train))
-        empty = [p for s in ('train', 'val') for p in (root / s).iterdir() if not any(p.iterdir())]
+        folders = [p for s in ('train', 'val') for p in (root / s).iterdir() if p.is_dir()]
+        empty = [folder for folder in folders if not any(folder.iterdir())]
         yield from _name_some('no pictures in', sorted(empty))
 
 
@@ -131,6 +139,10 @@ def _class_folder_summary(root: Path) -> str:
 def _cifar10_problems(root: Path) -> Iterator[str]:
     batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch', 'batches.meta']
     yield from _missing(root, *(f'cifar-10-batches-py/{name}' for name in batches))
+    for name in batches[:-1]:  # sizes alone: reading a batch means unpickling it
+        path = root / 'cifar-10-batches-py' / name
+        if path.exists() and path.stat().st_size < CIFAR10_BATCH_BYTES:
+            yield f'{path} is too small to hold 10,000 pictures'
 
 
 _COCO_COUNTS = {'train2017': 118_287, 'val2017': 5_000}

@@ -36,19 +36,19 @@ def check_data(cfg: Mapping, splits: Iterable[str]) -> None:
         'the data is not there:',
         *(f'  {path}  ({loader})' for path, loader in missing.items()),
     ]
-    lines += _data_remedy(cfg, next(iter(missing)))
+    lines += _data_remedy(cfg)
     raise UsageError('\n'.join(lines))
 
 
-def _data_remedy(cfg: Mapping, path: Path) -> list[str]:
-    name = cfg.get('data_layout')
+def _data_remedy(cfg: Mapping) -> list[str]:
+    name, root = cfg.get('data_layout'), cfg.get('data_root')
     if name == 'shapes':
         return ['make the embedded data set: python tools/prepare_data.py shapes']
     if name in LAYOUTS:
         layout = LAYOUTS[name]
         return [
-            layout.describe(layout.root),
-            f'  check it with: python tools/prepare_data.py {name} --root {layout.root}',
+            layout.describe(root),
+            f'  check it with: python tools/prepare_data.py {name} --root {root}',
             '  another place: --data-root DIR',
         ]
     return ['set data_root of the data sets, or give --data-root DIR']
@@ -115,14 +115,15 @@ def check_pretrained(cfg: Mapping, config_file: str | Path) -> None:
     Raises:
         UsageError: if a local checkpoint file is not there.
     """
-    for owner in _pretrained_owners(cfg['model']):
-        path = str(owner['init_cfg']['checkpoint'])
+    entries = [e for part in _initialised_parts(cfg['model']) for e in _as_list(part['init_cfg'])]
+    for entry in filter(_is_pretrained, entries):
+        path = str(entry['checkpoint'])
         if '://' in path or Path(path).is_file():
             continue
         raise UsageError(
             f'the pretrained weights {path} are not there. Either\n'
             f'  train them: {_classifier_hint(path, Path(config_file))}\n'
-            '  or convert official weights: see tools/model_converters/\n'
+            '  or convert official weights, where there are any: see tools/model_converters/\n'
             '  or start without them: --from-scratch'
         )
 
@@ -142,34 +143,55 @@ def _classifier_hint(checkpoint: str, config_file: Path) -> str:
 
 def drop_pretrained(cfg: Mapping) -> None:
     """Removes every pretrained initialisation from the model's config, in place."""
-    for owner in list(_pretrained_owners(cfg['model'])):
-        owner['init_cfg'] = None
+    for owner in list(_initialised_parts(cfg['model'])):
+        kept = [entry for entry in _as_list(owner['init_cfg']) if not _is_pretrained(entry)]
+        if len(kept) < len(_as_list(owner['init_cfg'])):
+            owner['init_cfg'] = kept or None
 
 
-def _pretrained_owners(node) -> Iterator[dict]:
-    """Parts of a model config whose init_cfg loads a checkpoint."""
+def _initialised_parts(node) -> Iterator[dict]:
+    """Parts of a model config that have an init_cfg."""
     if isinstance(node, Mapping):
-        init_cfg = node.get('init_cfg')
-        if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
+        if node.get('init_cfg'):
             yield node
-        for value in node.values():
-            yield from _pretrained_owners(value)
-    elif isinstance(node, (list, tuple)):
-        for value in node:
-            yield from _pretrained_owners(value)
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for value in node:
+        yield from _initialised_parts(value)
 
 
-def check_run_folder(work_dir: str | Path, resume: bool) -> None:
+def _as_list(init_cfg: Mapping | list) -> list:
+    return init_cfg if isinstance(init_cfg, list) else [init_cfg]
+
+
+def _is_pretrained(entry: Mapping) -> bool:
+    return entry.get('type') == 'Pretrained'
+
+
+def check_run_folder(work_dir: str | Path, checkpoint: str | None, resume: bool) -> bool:
     """A run never writes over an earlier one.
 
+    Args:
+        work_dir: folder of the run.
+        checkpoint: the file to resume from; ``None`` for the last one in ``work_dir``.
+        resume: whether the run is to be resumed.
+
+    Returns:
+        Whether a checkpoint will be resumed.
+
     Raises:
-        UsageError: if ``work_dir`` holds checkpoints and the run is not to be resumed.
+        UsageError: if ``work_dir`` holds checkpoints of a run that is not the one to go on with.
     """
-    if not resume and (Path(work_dir) / 'last_checkpoint').exists():
+    work_dir = Path(work_dir)
+    holds_run = (work_dir / 'last_checkpoint').exists()
+    same_run = not checkpoint or Path(checkpoint).resolve().parent == work_dir.resolve()
+    if holds_run and not (resume and same_run):
         raise UsageError(
             f'{work_dir} already holds the checkpoints of a run. Go on with it: --resume; keep it '
             'and start another: --work-dir DIR'
         )
+    return bool(resume and (checkpoint or holds_run))
 
 
 def check_amp() -> None:

@@ -39,6 +39,7 @@ class PyramidBackbone(BaseModule):
     """
 
     arch_zoo: Mapping[str, Mapping] = {}
+    stage_keys: Sequence[str] = ()  # of an arch: lists with one entry a stage
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class PyramidBackbone(BaseModule):
             The settings, a copy.
 
         Raises:
-            ValueError: for an unknown name, or missing or unknown keys.
+            ValueError: for an unknown name, missing or unknown keys, or lists of unequal length.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
@@ -98,6 +99,12 @@ class PyramidBackbone(BaseModule):
             raise ValueError(
                 f'{cls.__name__}: arch dict lacks {sorted(missing)} and has unknown keys '
                 f'{sorted(unknown)}; it takes {sorted(known)}'
+            )
+        lengths = {key: len(arch[key]) for key in cls.stage_keys}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(
+                f'{cls.__name__}: arch dict needs one entry a stage in each of its lists, got '
+                f'{lengths} entries'
             )
         return dict(arch)
 
@@ -163,6 +170,7 @@ class PyramidBackbone(BaseModule):
         for module in self.modules():
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
+        self.train(self.training)  # new modules take the mode, and stay frozen where they were
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.

@@ -80,6 +80,7 @@ class LinGlo(PyramidBackbone):
         [(32, 56, 56), (64, 28, 28), (160, 14, 14), (256, 7, 7)]
     """
 
+    stage_keys = ('channels', 'depths', 'num_heads', 'ffn_ratios')
     arch_zoo = {
         name: dict(
             channels=channels,

@@ -132,6 +132,10 @@ class QnAViT(PyramidBackbone):
         [(64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7)]
     """
 
+    stage_keys = (
+        *('qna_depths', 'qna_heads', 'kernel_sizes'),
+        *('lsa_depths', 'lsa_heads', 'window_sizes'),
+    )
     arch_zoo = {
         name: dict(
             base_channels=channels,

@@ -136,6 +136,7 @@ class SAGViT(PyramidBackbone):
         [(64, 56, 56), (192, 28, 28), (384, 14, 14)]
     """
 
+    stage_keys = ('channels', 'depths', 'num_heads')
     arch_zoo = {
         'tiny': dict(
             channels=(192,) * 4,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..compat.torch_api import is_compiling
 from . import dispatch, reference
+from .torch_api import is_compiling
 
 MIN_POSITIONS = 256  # of a map for which moments are cheaper than branches
 OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]

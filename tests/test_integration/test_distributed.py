@@ -12,7 +12,7 @@ CONFIG = """
 _base_ = {base!r}
 custom_imports = dict(imports=['mmvitattn', 'mean_loss'])
 custom_hooks = [dict(type='RecordMeanLoss', out_file={out_file!r})]
-model = dict(backbone=dict(norm_eval=True))
+model = dict(backbone=dict(norm_eval=True, frozen_stages=0))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

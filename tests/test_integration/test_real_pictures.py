@@ -7,8 +7,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def test_detection(real_data, run_tool, tmp_path):
-    config, scale = 'configs/retinanet_linglo_b0_fpn_1x_coco.py', '(320,192)'
+@pytest.mark.parametrize('backbone', ['linglo_b0', 'qna_vit_tiny'])
+def test_detection(backbone, real_data, run_tool, tmp_path):
+    config, scale = f'configs/retinanet_{backbone}_fpn_1x_coco.py', '(320,192)'
     data = ('--data-root', real_data / 'coco', '--work-dir', tmp_path)
     small = [
         f'train_dataloader.dataset.pipeline.2.scale={scale}',

@@ -113,6 +113,14 @@ def test_deploy_is_equal_and_idempotent():
     torch.testing.assert_close(twin(image), model(image))
 
 
+@pytest.mark.parametrize('options', [dict(deploy=True), {}])
+def test_deploy_keeps_frozen_stages_frozen(options):
+    model = tiny(frozen_stages=2, **options).train()
+    model.switch_to_deploy()
+    trainable = {n.split('.')[1] for n, p in model.stages.named_parameters('s') if p.requires_grad}
+    assert trainable == {'2', '3'}
+
+
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 4])
 def test_frozen_stages_under_train(frozen_stages):
     model = tiny(frozen_stages=frozen_stages).train()
@@ -191,6 +199,7 @@ def test_pretrained_weights_are_really_loaded(tmp_path, prefix):
         (dict(arch='b9'), "unknown arch 'b9'; choose one of b0, b1, b2"),
         (dict(arch=dict(channels=(8,))), r"lacks \['depths', 'ffn_ratios', 'num_heads'\]"),
         (dict(arch=dict(TINY, width=3)), r"unknown keys \['width'\]"),
+        (dict(arch=dict(TINY, num_heads=(1, 2, 5))), "one entry a stage.*'num_heads': 3"),
         (dict(out_indices=(4,)), r'out_indices=\(4,\).*there are 4 stages'),
         (dict(out_indices=(0, -4)), 'must be distinct'),
         (dict(out_indices=()), 'out_indices'),

@@ -51,7 +51,8 @@ def test_missing_data_names_layout_and_command(tool):
     assert '/nowhere/coco/annotations/instances_train2017.json  (train_dataloader)' in message
     assert '/nowhere/coco/val2017  (val_dataloader)' in message
     assert 'annotations/instances_val2017.json' in message
-    assert 'python tools/prepare_data.py coco --root' in message
+    assert 'expected layout of /nowhere/coco' in message
+    assert 'python tools/prepare_data.py coco --root /nowhere/coco' in message
 
 
 def test_missing_shapes_names_the_command_that_makes_them(tool):
@@ -89,6 +90,33 @@ def test_a_run_is_not_written_over(tool, coco, tmp_path):
     with pytest.raises(UsageError, match='--resume; keep it and start another: --work-dir'):
         tool('train', *options)
     assert tool('train', *options, '--resume').resume is True
+    checkpoint = tmp_path / 'epoch_1.pth'
+    checkpoint.touch()
+    assert tool('train', *options, '--resume', checkpoint).load_from == str(checkpoint)
+    elsewhere = tmp_path / 'other' / 'epoch_1.pth'
+    elsewhere.parent.mkdir()
+    elsewhere.touch()
+    with pytest.raises(UsageError, match='already holds the checkpoints'):
+        tool('train', *options, '--resume', elsewhere)
+
+
+def test_a_resumed_run_needs_no_pretrained_weights(tool, coco, tmp_path):
+    options = (DETECTOR, '--data-root', coco, '--work-dir', tmp_path / 'run', '--resume')
+    with pytest.raises(UsageError, match='pretrained weights'):
+        tool('train', *options)  # nothing to resume: the run starts
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'last_checkpoint').touch()
+    assert tool('train', *options).model.backbone.init_cfg is None
+
+
+def test_lists_of_initialisations_are_looked_through():
+    weights = dict(type='Pretrained', checkpoint='gone.pth')
+    other = dict(type='Constant', layer='Conv2d', val=0)
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=[other, weights]))))
+    with pytest.raises(UsageError, match='gone.pth'):
+        preflight.check_pretrained(cfg, 'config.py')
+    preflight.drop_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg == [other]
 
 
 def test_missing_checkpoints(tool, coco):
@@ -117,6 +145,10 @@ def test_test_options(tool, coco, tmp_path):
     assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'RetinaNet'
     assert cfg.test_dataloader.dataset.pipeline[1].type == 'TestTimeAug'
     assert cfg.default_hooks.visualization.test_out_dir == str(tmp_path / 'pictures')
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'pictures' / 'old.png').touch()
+    with pytest.raises(UsageError, match='the folder is not empty'):
+        tool('test', *options, '--show-dir', tmp_path / 'pictures')
     cfg = tool('test', *options, '--out', tmp_path / 'predictions.pkl')
     assert [metric.type for metric in cfg.test_evaluator] == ['CocoMetric', 'DumpDetResults']
     with pytest.raises(UsageError, match='must end in .pkl'):

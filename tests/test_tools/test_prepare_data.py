@@ -17,10 +17,10 @@ def write_image(path, value=0, channels=3):
 def make_coco(root):
     for split in ('train2017', 'val2017'):
         write_image(root / split / '000000000001.jpg')
-        content = dict(images=[dict(id=1, file_name='000000000001.jpg')], annotations=[])
+        content = dict(images=[dict(id=1, file_name='000000000001.jpg')], annotations=[dict(id=1)])
         path = root / f'annotations/instances_{split}.json'
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({**content, 'categories': []}))
+        path.write_text(json.dumps({**content, 'categories': [dict(id=1)]}))
 
 
 def make_ade20k(root):
@@ -38,7 +38,8 @@ def make_imagenet(root):
 def make_cifar10(root):
     (root / 'cifar-10-batches-py').mkdir(parents=True)
     for name in [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch', 'batches.meta']:
-        (root / 'cifar-10-batches-py' / name).touch()
+        with open(root / 'cifar-10-batches-py' / name, 'wb') as file:
+            file.truncate(31_000_000)  # sparse
 
 
 MAKERS = dict(coco=make_coco, ade20k=make_ade20k, imagenet=make_imagenet, cifar10=make_cifar10)
@@ -115,3 +116,25 @@ def test_shapes_are_made_and_not_overwritten(tmp_path, run_tool):
     run_tool(TOOL, *options)  # the same again: nothing to do
     done = run_tool(TOOL, *options, '--seed', 1, check=False)
     assert done.returncode == 2 and 'other arguments' in done.stderr
+
+
+def test_stray_files_beside_class_folders_are_ignored(tmp_path):
+    make_imagenet(tmp_path)
+    (tmp_path / 'val/valprep.sh').touch()
+    assert problems('imagenet', tmp_path) == []
+
+
+def test_empty_contents_are_named(tmp_path):
+    make_coco(tmp_path / 'coco')
+    path = tmp_path / 'coco/annotations/instances_val2017.json'
+    path.write_text('{"images": [], "annotations": [], "categories": []}')
+    assert 'lists no pictures' in ' '.join(problems('coco', tmp_path / 'coco'))
+    make_cifar10(tmp_path)
+    (tmp_path / 'cifar-10-batches-py/data_batch_3').write_bytes(b'')
+    assert 'data_batch_3 is too small' in ' '.join(problems('cifar10', tmp_path))
+
+
+def test_masks_without_a_picture_are_named(tmp_path):
+    make_ade20k(tmp_path)
+    write_image(tmp_path / 'annotations/training/ADE_train_00000002.png', 1, channels=1)
+    assert 'has no picture for ADE_train_00000002' in ' '.join(problems('ade20k', tmp_path))

@@ -33,6 +33,13 @@ model = dict(
         bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=[1.0] * 4),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
         loss_bbox=dict(type='L1Loss', loss_weight=1.0),
+        init_cfg=dict(
+            type='Xavier',
+            layer='Conv2d',
+            distribution='uniform',
+            # the usual start of focal loss: a score of 0.01 everywhere
+            override=dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
+        ),
     ),
     train_cfg=dict(
         assigner=dict(

@@ -1,0 +1,63 @@
+"""The shell launchers pass on what they are given, each word as it is."""
+
+import os
+import subprocess
+
+import pytest
+
+STUB = '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'
+
+
+@pytest.fixture
+def launch(root, tmp_path):
+    for name in ('srun', 'python'):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+
+    def run(script, *arguments, **env):
+        env = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', **env}
+        command = [str(root / 'tools' / script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=env)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'tool'),
+    [
+        ('dist_train.sh', ['c.py', '4'], ['train.py', 'c.py']),
+        ('dist_test.sh', ['c.py', 'w.pth', '4'], ['test.py', 'c.py', 'w.pth']),
+    ],
+)
+def test_torchrun(script, arguments, tool, launch):
+    words = launch(script, *arguments, '--cfg-options', 'a=[1, 2]', NNODES='2').stdout.splitlines()
+    assert words[:2] == ['-m', 'torch.distributed.run']
+    assert '--nproc_per_node=4' in words and '--nnodes=2' in words
+    start = next(i for i, word in enumerate(words) if word.endswith(tool[0]))
+    rest = [*tool[1:], '--launcher', 'pytorch', '--cfg-options', 'a=[1, 2]']
+    assert words[start + 1 :] == rest
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'tool'),
+    [
+        ('slurm_train.sh', ['gpu', 'job', 'c.py'], ['train.py', 'c.py']),
+        ('slurm_test.sh', ['gpu', 'job', 'c.py', 'w.pth'], ['test.py', 'c.py', 'w.pth']),
+    ],
+)
+def test_slurm(script, arguments, tool, launch):
+    done = launch(script, *arguments, '--amp', GPUS='16', SRUN_ARGS='--time=1 --mem=2G')
+    words = done.stdout.splitlines()
+    assert {'--partition=gpu', '--job-name=job', '--ntasks=16', '--time=1', '--mem=2G'} <= set(
+        words
+    )
+    start = next(i for i, word in enumerate(words) if word.endswith(tool[0]))
+    assert words[start + 1 :] == [*tool[1:], '--launcher', 'slurm', '--amp']
+
+
+@pytest.mark.parametrize(
+    'script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
+def test_missing_arguments_show_the_usage(script, launch):
+    done = launch(script, 'c.py')
+    assert done.returncode == 2 and f'tools/{script}' in done.stderr
