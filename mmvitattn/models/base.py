@@ -100,7 +100,7 @@ class PyramidBackbone(BaseModule):
                 f'{cls.__name__}: arch dict lacks {sorted(missing)} and has unknown keys '
                 f'{sorted(unknown)}; it takes {sorted(known)}'
             )
-        lengths = {key: len(arch[key]) for key in cls.stage_keys}
+        lengths = {key: len(arch[key]) for key in cls.stage_keys if key in arch}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f'{cls.__name__}: arch dict needs one entry a stage in each of its lists, got '
