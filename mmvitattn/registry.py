@@ -14,7 +14,12 @@ from mmengine.registry import Registry
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmvitattn', locations=['mmvitattn.models']
 )
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmvitattn', locations=['mmvitattn.engine'])
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmvitattn',
+    locations=['mmvitattn.engine.classification_pictures'],
+)
 
 
 def register_backbone(cls: type) -> type:
