@@ -1,4 +1,4 @@
-"""Layers over :mod:`mmvitattn.ops`; they need PyTorch and torchvision alone."""
+"""Layers over :mod:`mmvitattn.ops`; they need PyTorch alone."""
 
 from .embed import ConvEmbed
 from .ffn import FFN

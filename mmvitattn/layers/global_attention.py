@@ -81,7 +81,7 @@ class GlobalAttention(AttentionProjections):
         Returns:
             Output of the same shape.
         """
-        batch, dim = len(x), self.channels // self.num_heads
+        batch, dim = x.shape[0], self.channels // self.num_heads
         query = self.query(x).view(batch, -1, self.num_heads, dim)
         key_value = self.key_value(self._pool(x)).flatten(1, 2)
         if self.shared_kv:

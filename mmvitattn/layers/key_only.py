@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import key_only_attention
+from ..ops import key_only_attention, key_only_weights
 from .init import trunc_normal_
 
 
@@ -60,6 +60,19 @@ class KeyOnlyAttention(nn.Module):
         )
         y = key_only_attention(x.flatten(1, -2), self.saliency, *projections)
         return y.unflatten(1, x.shape[1:-1]) if x.dim() != 3 else y
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """How much each position counts in the global context: the saliency map of each head.
+
+        Args:
+            x: the layer's input, (B, ..., C).
+
+        Returns:
+            Weights that sum to one over all positions, (B, h, ...).
+        """
+        key = (self.key.weight, self.key.bias)
+        weights = key_only_weights(x.flatten(1, -2), self.saliency, key)
+        return weights.unflatten(2, x.shape[1:-1])
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

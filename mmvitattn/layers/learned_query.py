@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ..ops import learned_query_attention, learned_query_scores
+from ..ops import learned_query_attention, learned_query_scores, window_weights
 from .init import lecun_normal_
 
 POSITION_BIASES = ('relative_pos', None)
@@ -122,13 +122,27 @@ class QnALayer(nn.Module):
         Returns:
             (B, H', W', C_out) with H' = ceil(H / stride), W' = ceil(W / stride).
         """
-        query = self.query.unflatten(-1, (self.num_heads, -1))
-        scores = learned_query_scores(x, query, self.key.weight, self.normalize_queries)
         values = self.value(x).unflatten(-1, (self.num_heads, -1))
-        y = learned_query_attention(
-            scores, values, self.position_bias, self.attention_scale, self.kernel_size, self.stride
-        )
+        scores, tables = self._scores(x), (self.position_bias, self.attention_scale)
+        y = learned_query_attention(scores, values, *tables, self.kernel_size, self.stride)
         return self.out(y.flatten(-2))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """The factors by which each window's values are multiplied, all queries together.
+
+        Args:
+            x: the layer's input, (B, H, W, C_in).
+
+        Returns:
+            Factors of either sign, (B, H', W', k*k, h), window offsets row by row; zero outside the
+            map.
+        """
+        tables = (self.position_bias, self.attention_scale)
+        return window_weights(self._scores(x), *tables, self.kernel_size, self.stride)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        query = self.query.unflatten(-1, (self.num_heads, -1))
+        return learned_query_scores(x, query, self.key.weight, self.normalize_queries)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

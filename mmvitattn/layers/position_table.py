@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.precision import precise_dtype
+from ..ops.torch_api import is_exporting
 
 
 class PositionTable(nn.Module):
@@ -57,6 +58,8 @@ def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (..., H', W', C) in the table's dtype; the table itself if it has that size.
     """
+    if is_exporting():
+        return _resize_by_products(table, size)
     if table.shape[-3:-1] == tuple(size):
         return table
     maps = table if table.dim() == 4 else table[None]
@@ -64,3 +67,26 @@ def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     maps = maps.permute(0, 3, 1, 2).to(precise_dtype(table))
     maps = F.interpolate(maps, tuple(size), mode='bicubic', align_corners=False, antialias=True)
     return maps.permute(0, 2, 3, 1).to(table.dtype).reshape(*table.shape[:-3], *size, -1)
+
+
+def _resize_by_products(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same by two matrix products, which a recording keeps for every size."""
+    rows, columns = (
+        _resampling(old, new, table) for old, new in zip(table.shape[-3:-1], size, strict=True)
+    )
+    by_rows = rows @ table.to(rows.dtype).flatten(-2)  # (..., H', W * C)
+    return (columns @ by_rows.unflatten(-1, table.shape[-2:])).to(table.dtype)
+
+
+def _resampling(old: int, new: int, table: Tensor) -> Tensor:
+    """Weights (new, old) of antialiased bicubic resampling on one axis."""
+    options = dict(device=table.device, dtype=precise_dtype(table))
+    scale = torch.full((1,), old, **options) / torch.ones(new, **options).sum()
+    centres = (torch.arange(new, **options) + 0.5) * scale
+    distance = (torch.arange(old, **options) + 0.5 - centres[:, None]) / scale.clamp(min=1)
+    x = distance.abs().clamp(max=2)
+    a = -0.5  # Keys' cubic convolution, and the antialiased kernel of PyTorch and Pillow
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x * a - 4 * a
+    weights = torch.where(x < 1, near, far)
+    return weights / weights.sum(dim=1, keepdim=True)

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import local_shift_attention, shifted_patch_embedding
+from ..ops import local_shift_attention, shift_weights, shifted_patch_embedding
 from ..ops.shifted import Shifts, check_shifts
+from ..ops.torch_api import is_exporting
 from .global_attention import AttentionProjections
 from .init import trunc_normal_
 
@@ -83,7 +84,7 @@ class ShiftedPatchEmbed(nn.Module):
             (T, B, H', W', C), the grid as :meth:`grid_size` says.
         """
         bottom, right = -x.shape[1] % self.stride, -x.shape[2] % self.stride
-        if bottom or right:
+        if is_exporting() or bottom or right:
             x = F.pad(x, (0, 0, 0, right, 0, bottom))
         return shifted_patch_embedding(
             x, self.weight, self.bias, self.shifts, self.stride, self.padding, self.border
@@ -134,3 +135,16 @@ class LocalShiftAttention(AttentionProjections):
             num_heads=self.num_heads,
         )
         return self.out(y)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """How much each variant of a patch counts.
+
+        Args:
+            x: the layer's input, (T, B, H, W, C).
+
+        Returns:
+            Weights that sum to one over the variants, (T, B, H, W, h).
+        """
+        query = (self.query.weight, self.query.bias)
+        key = (self.key_value.weight.chunk(2)[0], self.key_value.bias.chunk(2)[0])
+        return shift_weights(x, query, key, self.num_heads)

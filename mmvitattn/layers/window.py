@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.torch_api import is_exporting
 from .init import lecun_normal_
 
 
@@ -64,7 +65,7 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
 
         mask = self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
-        if pad_bottom or pad_right:
+        if is_exporting() or pad_bottom or pad_right:
             mask = self._mask_padding(mask, height, width, rows, columns)  # (windows, h, w*w, w*w)
             mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
         mask = mask[None] if mask.dim() == 3 else mask
@@ -83,7 +84,8 @@ class WindowAttention(nn.Module):
         outside_column = torch.arange(columns * w, device=bias.device) >= width
         outside = outside_row.view(rows, 1, w, 1) | outside_column.view(1, columns, 1, w)
         outside = outside.reshape(rows * columns, 1, 1, w * w)
-        return torch.where(outside, torch.finfo(bias.dtype).min, bias)
+        least = torch.full_like(bias[:1, :1, :1], torch.finfo(bias.dtype).min)
+        return torch.where(outside, least, bias)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

@@ -1,10 +1,16 @@
-"""Attention, and what it needs around it, as functions on plain tensors; imports PyTorch alone."""
+"""Attention, and what it needs around it, as functions on plain tensors.
+
+Imports PyTorch alone, and Triton where it is installed and can run.
+"""
 
 from .depthwise import branch_statistics, depthwise_conv2d
 from .dispatch import explain, force
-from .key_only import key_only_attention
-from .learned_query import learned_query_attention, learned_query_scores
-from .shifted import local_shift_attention, shifted_patch_embedding
+from .key_only import key_only_attention, key_only_weights
+from .learned_query import learned_query_attention, learned_query_scores, window_weights
+from .shifted import local_shift_attention, shift_weights, shifted_patch_embedding
+from .triton_support import register_kernels
+
+register_kernels()
 
 __all__ = [
     'branch_statistics',
@@ -12,8 +18,11 @@ __all__ = [
     'explain',
     'force',
     'key_only_attention',
+    'key_only_weights',
     'learned_query_attention',
     'learned_query_scores',
     'local_shift_attention',
+    'shift_weights',
     'shifted_patch_embedding',
+    'window_weights',
 ]

@@ -1,15 +1,16 @@
 """Which implementation of an op runs, and why.
 
-Each op registers its implementations in order of preference, each with a ``can_run`` that returns
-``None`` or the reason why it cannot take this input. The first that can is used, unless one is
-forced: ``MMVITATTN_IMPL=reference`` (every op that has one), ``MMVITATTN_IMPL=op=name`` (one op;
-several are separated by commas), or ``with force('reference'): ...``.
+Each op registers its implementations in order of preference, each with a ``can_run`` and a ``pays``
+that return ``None``, or the reason why it cannot, or had better not, take these arguments. The
+first without a reason is used, unless one is forced, which then only has to be able to run:
+``MMVITATTN_IMPL=reference`` (every op that has one), ``MMVITATTN_IMPL=op=name`` (one op; several
+are separated by commas), or ``with force('reference'): ...``.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -17,10 +18,19 @@ ENV_NAME = 'MMVITATTN_IMPL'
 
 
 class Implementation(NamedTuple):
-    """One way to compute an op, with the test of whether it takes an input."""
+    """One way to compute an op, with the tests of whether it can and should take an input."""
 
     function: Callable[..., Tensor]
-    can_run: Callable[[Tensor], str | None]
+    can_run: Callable[..., str | None]
+    pays: Callable[..., str | None]
+
+    def objection(self, *args: Any) -> str | None:
+        """Why it does not run unless forced, or ``None``."""
+        return self.pays(*args) or self.can_run(*args)
+
+
+def _no_objection(*args: Any) -> None:
+    return None
 
 
 _IMPLEMENTATIONS: dict[str, dict[str, Implementation]] = {}
@@ -31,7 +41,9 @@ def register(
     op: str,
     name: str,
     function: Callable[..., Tensor],
-    can_run: Callable[[Tensor], str | None] = lambda x: None,
+    can_run: Callable[..., str | None] = _no_objection,
+    pays: Callable[..., str | None] = _no_objection,
+    first: bool = False,
 ) -> None:
     """Adds an implementation of ``op`` behind those that are already registered.
 
@@ -39,9 +51,12 @@ def register(
         op: name of the public function.
         name: name of the implementation, as in ``MMVITATTN_IMPL``.
         function: takes the public function's arguments.
-        can_run: gets the op's first argument; returns ``None`` or why it cannot run.
+        can_run: takes the same arguments; returns ``None`` or why it cannot run.
+        pays: the same; returns ``None`` or why another implementation is better.
+        first: adds it ahead of the others instead.
     """
-    _IMPLEMENTATIONS.setdefault(op, {})[name] = Implementation(function, can_run)
+    others, new = _IMPLEMENTATIONS.get(op, {}), {name: Implementation(function, can_run, pays)}
+    _IMPLEMENTATIONS[op] = new | others if first else others | new
 
 
 @contextmanager
@@ -63,28 +78,35 @@ def force(setting: str) -> Iterator[None]:
         _setting = previous
 
 
-def choose(op: str, x: Tensor) -> Callable[..., Tensor]:
-    """The implementation of ``op`` that runs for the input ``x``.
+def choose(op: str, *args: Any) -> Callable[..., Tensor]:
+    """The implementation of ``op`` that runs for these arguments.
 
     Raises:
-        ValueError: if a forced implementation does not exist or cannot take the input.
+        ValueError: if a forced implementation does not exist or cannot take the arguments.
     """
     implementations = _IMPLEMENTATIONS[op]
     forced = _parse(_setting).get(op) if _setting else None
     if forced is not None:
-        reason = implementations[forced].can_run(x)
+        reason = implementations[forced].can_run(*args)
         if reason is not None:
             raise ValueError(f'{op}: forced implementation {forced!r} cannot run: {reason}')
         return implementations[forced].function
     for implementation in implementations.values():
-        if implementation.can_run(x) is None:
+        if implementation.objection(*args) is None:
             return implementation.function
-    raise ValueError(f'{op}: no implementation can run; {explain(op, x)}')
+    raise ValueError(f'{op}: no implementation can run; {explain(op, *args)}')
 
 
-def explain(op: str, x: Tensor) -> str:
-    """One line that tells, for each implementation of ``op``, whether it takes ``x``, and why."""
-    parts = (f'{name}: {i.can_run(x) or "can run"}' for name, i in _IMPLEMENTATIONS[op].items())
+def explain(op: str, *args: Any) -> str:
+    """One line that tells, for each implementation of ``op``, whether it takes ``args``, and why.
+
+    Args:
+        op: name of the public function.
+        args: its arguments, all of them, by position.
+    """
+    parts = (
+        f'{name}: {i.objection(*args) or "can run"}' for name, i in _IMPLEMENTATIONS[op].items()
+    )
     return f'{op} ({"; ".join(parts)})'
 
 

@@ -5,7 +5,7 @@ channels of the embedding, N patches, h heads, d channels of a head. A prime mar
 output: H' = (H + 2 * padding - K) // stride + 1.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from . import dispatch, reference
 from .precision import precise_dtype, without_autocast
 from .reference import Affine
+from .torch_api import is_exporting
 
 BORDERS = ('extend', 'roll')
 Shifts = Sequence[tuple[int, int]]
@@ -51,8 +52,8 @@ def shifted_patch_embedding(
             it cannot do.
     """
     _check_embedding(image, weight, bias, shifts, stride, padding, border)
-    embed = dispatch.choose('shifted_patch_embedding', image)
-    return embed(image, weight, bias, shifts, stride, padding, border)
+    args = (image, weight, bias, shifts, stride, padding, border)
+    return dispatch.choose('shifted_patch_embedding', *args)(*args)
 
 
 def _check_embedding(
@@ -131,6 +132,10 @@ def _batched_product(
     return embeddings.unflatten(1, grid)
 
 
+def _cannot_batch(image: Tensor, *settings: object) -> str | None:
+    return 'a recording would keep its windows for one size' if is_exporting() else None
+
+
 def _shifted_images(image: Tensor, shifts: Shifts, padding: int, border: str) -> list[Tensor]:
     """The T shifted images with their zero padding, (B, H + 2P, W + 2P, C), views where P = 0.
 
@@ -189,6 +194,34 @@ def local_shift_attention(
     Raises:
         ValueError: if the shapes do not fit each other.
     """
+    _check_attention(x, query, key, value, num_heads)
+    args = (x, query, key, value, num_heads)
+    return dispatch.choose('local_shift_attention', *args)(*args)
+
+
+def shift_weights(x: Tensor, query: Affine, key: Affine, num_heads: int) -> Tensor:
+    """The weights with which :func:`local_shift_attention` averages the variants' values.
+
+    Args:
+        x: tokens of all variants, the unshifted one first, (T, B, H, W, C).
+        query: weight (C, C) and bias (C,) or None of the queries' projection.
+        key: weight (h * d, C), or (d, C) for keys that all heads share, and bias or None.
+        num_heads: heads h; C = h * d.
+
+    Returns:
+        Weights, which sum to one over the variants, (T, B, H, W, h), in at least float32.
+
+    Raises:
+        ValueError: if the shapes do not fit each other.
+    """
+    _check_attention(x, query, key, key, num_heads)
+    with without_autocast(x):
+        tokens = x.flatten(1, 3)
+        weights, _ = _variant_weights(tokens, _folded_queries(tokens, query, key, num_heads))
+    return weights.movedim(-1, 0).unflatten(1, x.shape[1:4])
+
+
+def _check_attention(x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int) -> None:
     channels = x.shape[-1]
     if x.dim() != 5 or num_heads < 1 or channels % num_heads:
         raise ValueError(
@@ -202,31 +235,51 @@ def local_shift_attention(
             f'local_shift_attention: the weights of query, key and value must be {kinds[0]}, and '
             f'for shared keys and values the last two {kinds[1]}; got {shapes}'
         )
-    attend = dispatch.choose('local_shift_attention', x)
-    return attend(x, query, key, value, num_heads)
 
 
-def _folded(x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int) -> Tensor:
-    grid, channels = x.shape[1:4], x.shape[-1]
-    tokens = x.flatten(1, 3)  # (T, N, C)
+def _folded_queries(tokens: Tensor, query: Affine, key: Affine, num_heads: int) -> Tensor:
+    """Queries of each of N patches with the keys' projection folded in, (h, N, C)."""
+    channels = tokens.shape[-1]
     dim = channels // num_heads
+    precise = precise_dtype(tokens)
+    weight, bias = [t if t is None else t.to(precise) for t in query]
+    queries = F.linear(tokens[0].to(precise), weight, bias).unflatten(-1, (num_heads, dim))
+    key_weight = key[0].to(precise).view(-1, dim, channels)  # (h or 1, d, C)
+    return torch.matmul(queries.transpose(0, 1) * dim**-0.5, key_weight)
+
+
+def _variant_weights(tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (N, h, T) of the variants of each patch, and the variants, (N, T, C)."""
+    variants = tokens.to(queries.dtype).transpose(0, 1)
+    return torch.bmm(queries.transpose(0, 1), variants.transpose(1, 2)).softmax(dim=-1), variants
+
+
+def _pool_variants(tokens: Tensor, queries: Tensor) -> Tensor:
+    """Means of the variants (T, N, C) for queries (h, N, C), (h, N, C)."""
+    return torch.bmm(*_variant_weights(tokens, queries)).transpose(0, 1)
+
+
+def folded(
+    x: Tensor,
+    query: Affine,
+    key: Affine,
+    value: Affine,
+    num_heads: int,
+    pool_variants: Callable[[Tensor, Tensor], Tensor] = _pool_variants,
+) -> Tensor:
+    """See :func:`local_shift_attention`."""
+    grid, channels = x.shape[1:4], x.shape[-1]
+    tokens, dim = x.flatten(1, 3), channels // num_heads
     with without_autocast(x):
-        precise = precise_dtype(x)
-        weight, bias = [t if t is None else t.to(precise) for t in query]
-        queries = F.linear(tokens[0].to(precise), weight, bias).unflatten(-1, (num_heads, dim))
-        key_weight = key[0].to(precise).view(-1, dim, channels)  # (h or 1, d, C)
-        folded = torch.matmul(queries.transpose(0, 1) * dim**-0.5, key_weight).transpose(0, 1)
-        variants = tokens.to(precise).transpose(0, 1)  # (N, T, C)
-        weights = torch.bmm(folded, variants.mT).softmax(dim=-1)  # (N, h, T)
-        means = torch.bmm(weights, variants)  # (N, h, C)
+        means = pool_variants(tokens, _folded_queries(tokens, query, key, num_heads))
     values = value[0].view(-1, dim, channels)
-    output = torch.matmul(means.transpose(0, 1).to(x.dtype), values.mT).transpose(0, 1)  # (N, h, d)
+    output = torch.matmul(means.to(x.dtype), values.transpose(1, 2)).transpose(0, 1)  # (N, h, d)
     if value[1] is not None:
         output = output + value[1].view(-1, dim).to(output.dtype)
     return output.flatten(1).unflatten(0, grid)
 
 
-dispatch.register('shifted_patch_embedding', 'batched_product', _batched_product)
+dispatch.register('shifted_patch_embedding', 'batched_product', _batched_product, _cannot_batch)
 dispatch.register('shifted_patch_embedding', 'reference', reference.shifted_patch_embedding)
-dispatch.register('local_shift_attention', 'folded', _folded)
+dispatch.register('local_shift_attention', 'folded', folded)
 dispatch.register('local_shift_attention', 'reference', reference.local_shift_attention)

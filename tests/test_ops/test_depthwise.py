@@ -54,8 +54,9 @@ def test_moments_gradcheck():
 def test_small_maps_compute_the_branches():
     side = int((MIN_POSITIONS - 1) ** 0.5)
     x = torch.randn(1, 1, side, side)
-    assert branch_statistics(x, torch.randn(2, 1, 1, 3, 3)) is None
-    assert f'fewer than {MIN_POSITIONS}' in explain('branch_statistics', x)
+    weights = torch.randn(2, 1, 1, 3, 3)
+    assert branch_statistics(x, weights) is None
+    assert f'fewer than {MIN_POSITIONS}' in explain('branch_statistics', x, weights)
 
 
 @pytest.mark.parametrize('kernel_size', [1, 3, 5])

@@ -54,17 +54,19 @@ def test_reference_equals_the_equations_in_numpy():
 
 @settings(max_examples=25, deadline=None)
 @given(
+    name=st.sampled_from(['plain', 'folded']),
     batch=st.integers(1, 3),
     positions=st.integers(1, 40),
     heads=st.integers(1, 4),
     dim=st.integers(1, 9),
     bias=st.booleans(),
 )
-def test_equals_reference_forward_and_gradients(batch, positions, heads, dim, bias):
+def test_equals_reference_forward_and_gradients(name, batch, positions, heads, dim, bias):
     arguments = make_arguments(batch, positions, heads, dim, bias)
     leaves = [t.requires_grad_() for t in tensors_of(arguments)]
     expected = reference(*arguments)
-    actual = key_only_attention(*arguments)
+    with force(name):
+        actual = key_only_attention(*arguments)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     direction = torch.randn_like(expected)
     for a, e in zip(

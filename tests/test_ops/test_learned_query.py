@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmvitattn.ops import force, learned_query_attention, learned_query_scores
+from mmvitattn.ops import dispatch, explain, force, learned_query_attention, learned_query_scores
+from mmvitattn.ops.learned_query_conv import MAX_SPREAD
 from mmvitattn.ops.reference import learned_query_attention as reference
+
+IMPLEMENTATIONS = {
+    name: dispatch._IMPLEMENTATIONS['learned_query_attention'][name].function
+    for name in ('convolution', 'offset_loop', 'window_stack')
+}
 
 
 def make_arguments(
@@ -52,14 +58,15 @@ def test_reference_equals_the_ratio_of_sums_in_numpy():
 @pytest.mark.parametrize('size', [(4, 5), (3, 3), (1, 6)])
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
-def test_equals_reference_forward_and_gradients(kernel_size, stride, size):
+@pytest.mark.parametrize('name', IMPLEMENTATIONS)
+def test_equals_reference_forward_and_gradients(name, kernel_size, stride, size):
     """All sizes, windows larger than the image among them, with and without tables."""
     options = [(True, 'offsets'), (False, 'uniform'), (True, None)][(kernel_size // 2 + stride) % 3]
     arguments = make_arguments(
         *size, kernel_size, 1 + stride % 2, bias=options[0], scale=options[1]
     )
     leaves = [t.requires_grad_() for t in arguments if t is not None]
-    actual = learned_query_attention(*arguments, kernel_size, stride)
+    actual = IMPLEMENTATIONS[name](*arguments, kernel_size, stride)
     expected = reference(*arguments, kernel_size, stride)
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
     direction = torch.randn_like(expected)
@@ -75,11 +82,12 @@ def test_equals_reference_forward_and_gradients(kernel_size, stride, size):
     ('kernel_size', 'stride', 'size'),
     [(1, 1, (2, 3)), (3, 1, (3, 2)), (3, 2, (5, 4)), (5, 2, (3, 3)), (7, 1, (2, 3))],
 )
-def test_gradcheck(kernel_size, stride, size):
+@pytest.mark.parametrize('name', IMPLEMENTATIONS)
+def test_gradcheck(name, kernel_size, stride, size):
     arguments = make_arguments(*size, kernel_size, dim=2, batch=1)
     leaves = [t.requires_grad_() for t in arguments]
     assert torch.autograd.gradcheck(
-        lambda *a: learned_query_attention(*a, kernel_size, stride), leaves, fast_mode=True
+        lambda *a: IMPLEMENTATIONS[name](*a, kernel_size, stride), leaves, fast_mode=True
     )
 
 
@@ -107,6 +115,36 @@ def test_float32_is_exact_for_scores_of_any_size(bound, kernel_size):
         # Where one position takes all the weight, gradients of scores are differences of numbers
         # near 1 that cancel.
         assert (a - e).abs().max() < 1e-5 * max(1, e.abs().max())
+
+
+@pytest.mark.parametrize('kernel_size', [3, 7, 15])
+def test_convolution_is_exact_up_to_its_spread(kernel_size):
+    """Large and small scores side by side, more positions than a tile of the gradient has."""
+    arguments = make_arguments(31, 30, kernel_size)
+    bias, scores = arguments[2], arguments[0]
+    scores.clamp_(-5, 5)[:, 10:] -= MAX_SPREAD - 0.1 - 10 - (bias.max() - bias.min())
+    single = [t.float().requires_grad_() for t in arguments]
+    double = [t.detach().double().requires_grad_() for t in single]
+    assert 'convolution: can run' in explain('learned_query_attention', *single, kernel_size, 1)
+    actual = learned_query_attention(*single, kernel_size)
+    with force('offset_loop'):
+        expected = learned_query_attention(*double, kernel_size)
+    assert relative_difference(actual, expected) < 1e-5
+    direction = torch.randn_like(actual)
+    for a, e in zip(
+        torch.autograd.grad(actual, single, direction),
+        torch.autograd.grad(expected, double, direction.double()),
+        strict=True,
+    ):
+        assert relative_difference(a, e) < 1e-5
+
+
+@pytest.mark.parametrize('low', [-MAX_SPREAD, float('nan')])
+def test_scores_too_far_apart_for_the_convolution_take_the_loop(low):
+    arguments = make_arguments(6, 7, 5)
+    arguments[0][0, 0, 0] = low
+    text = explain('learned_query_attention', *arguments, 5, 1)
+    assert 'convolution: the scores of an image spread' in text and 'loop: can run' in text
 
 
 @pytest.mark.parametrize('bound', [5, 1e4])

@@ -1,0 +1,183 @@
+"""Learned-query attention on the GPU: one kernel forward, two backward.
+
+Forward, each program reads the scores and values of its windows from cache and writes its output;
+nothing else exists. Backward, a first kernel measures the windows (three maps of the scores' size),
+a second gathers the gradients of each position from the windows that read it: without atomics, so
+that results are the same in every run. Bias and scale are reduced over the tiles' shares.
+
+Shapes as in :mod:`.learned_query`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from . import learned_query_kernels as kernels
+from .learned_query_loop import full_tables
+from .triton_support import MAX_OFFSET, cannot_take, device_of, next_power_of_2, only_interpreted
+
+BLOCK_ELEMENTS = 2048  # of values in one program
+NUM_WARPS = 4
+MAX_DIM = 1024
+MAX_QUERIES = 32
+_SCHEMA = '(Tensor scores, Tensor values, Tensor bias, Tensor scale, int kernel_size, int stride)'
+
+
+def can_run(
+    scores: Tensor,
+    values: Tensor,
+    position_bias: Tensor | None,
+    attention_scale: Tensor | None,
+    kernel_size: int,
+    stride: int,
+) -> str | None:
+    """Why the kernels cannot take this input, or ``None``; arguments as of the op."""
+    reason = cannot_take(values, scores, position_bias, attention_scale)
+    if reason is not None:
+        return reason
+    if values.shape[4] > MAX_DIM or scores.shape[3] > MAX_QUERIES:
+        return f'more than {MAX_DIM} channels a head or {MAX_QUERIES} queries'
+    if max(math.prod(values.shape[1:]), math.prod(scores.shape[1:])) > MAX_OFFSET:
+        return 'one image has more than 2^31 elements'
+    return None
+
+
+def pays(scores: Tensor, *settings: Tensor | None | int) -> str | None:
+    """Why another implementation is better, or ``None``."""
+    return only_interpreted(scores)
+
+
+def run(
+    scores: Tensor,
+    values: Tensor,
+    position_bias: Tensor | None,
+    attention_scale: Tensor | None,
+    kernel_size: int,
+    stride: int,
+) -> Tensor:
+    """See :func:`mmvitattn.ops.learned_query_attention`; for inputs that :func:`can_run` admits."""
+    tables = full_tables(scores, position_bias, attention_scale, kernel_size)
+    return torch.ops.mmvitattn.learned_query(scores, values, *tables, kernel_size, stride)
+
+
+def _settings(scores: Tensor, values: Tensor, kernel_size: int, stride: int) -> dict[str, int]:
+    """The kernels' compile-time arguments: a block has about ``BLOCK_ELEMENTS`` values."""
+    queries, heads, dim = *scores.shape[3:], values.shape[4]
+    block_d, block_q = next_power_of_2(dim), next_power_of_2(queries)
+    # Heads that fill 64 channels, which makes whole cache lines, without a rest if possible.
+    block_h = min(next_power_of_2(heads), max(1, 64 // block_d))
+    while block_h > 1 and heads % block_h and block_h * block_d > 32:
+        block_h //= 2
+    positions = max(1, BLOCK_ELEMENTS // (block_h * max(block_d, 2 * block_q)))
+    tile_y = 1 << ((positions.bit_length() - 1) // 2)
+    return {
+        **dict(HEADS=heads, QUERIES=queries, DIM=dim, KERNEL=kernel_size, STRIDE=stride),
+        **dict(TILE_Y=tile_y, TILE_X=positions // tile_y),
+        **dict(BLOCK_H=block_h, BLOCK_Q=block_q, BLOCK_D=block_d),
+    }
+
+
+def _output_size(scores: Tensor, stride: int) -> tuple[int, int]:
+    return -(-scores.shape[1] // stride), -(-scores.shape[2] // stride)
+
+
+def _grid(batch: int, size: tuple[int, int], settings: dict[str, int]) -> tuple[int, int]:
+    """Tiles, all images together, and programs for each (blocks of heads)."""
+    tiles = -(-size[0] // settings['TILE_Y']) * -(-size[1] // settings['TILE_X'])
+    return batch * tiles, -(-settings['HEADS'] // settings['BLOCK_H'])
+
+
+@torch.library.custom_op('mmvitattn::learned_query', mutates_args=(), schema=f'{_SCHEMA} -> Tensor')
+def _attend(
+    scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, kernel_size: int, stride: int
+) -> Tensor:
+    scores, values, bias, scale = (t.contiguous() for t in (scores, values, bias, scale))
+    settings = _settings(scores, values, kernel_size, stride)
+    size = _output_size(scores, stride)
+    output = values.new_empty(len(values), *size, *values.shape[3:])
+    tiles, head_blocks = _grid(len(values), size, settings)
+    with device_of(values):
+        kernels.attend[(tiles * head_blocks,)](
+            *(scores, values, bias, scale, output, *scores.shape[1:3], *size),
+            **settings,
+            num_warps=NUM_WARPS,
+        )
+    return output
+
+
+@_attend.register_fake
+def _(
+    scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, kernel_size: int, stride: int
+) -> Tensor:
+    return values.new_empty(len(values), *_output_size(scores, stride), *values.shape[3:])
+
+
+@torch.library.custom_op(
+    'mmvitattn::learned_query_backward',
+    mutates_args=(),
+    schema=f'(Tensor grad, {_SCHEMA[1:-1]}, bool tables) -> (Tensor, Tensor, Tensor, Tensor)',
+)
+def _differentiate(
+    grad: Tensor,
+    scores: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    kernel_size: int,
+    stride: int,
+    tables: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = tuple(t.contiguous() for t in (grad, scores, values, bias, scale))
+    grad, scores, values, bias, _ = inputs
+    settings = _settings(scores, values, kernel_size, stride)
+    size = grad.shape[1:3]
+    tiles, head_blocks = _grid(len(values), size, settings)
+    statistics = scores.new_empty(3, *grad.shape[:3], *scores.shape[3:])
+    grads = torch.empty_like(scores), torch.empty_like(values)
+    shares = scores.new_empty(2, tiles if tables else 0, *bias.shape)
+    sizes = (*scores.shape[1:3], *size)
+    with device_of(values):
+        kernels.measure_windows[(tiles * head_blocks,)](
+            *inputs, *statistics, *sizes, **settings, num_warps=NUM_WARPS
+        )
+        kernels.differentiate[(tiles * head_blocks, stride**2)](
+            *(*inputs, *statistics, *grads, *shares, *sizes),
+            **settings,
+            TABLES=tables,
+            num_warps=NUM_WARPS,
+        )
+    # Not views of one tensor: outputs of an operator may not share memory.
+    return *grads, shares[0].sum(dim=0), shares[1].sum(dim=0)
+
+
+@_differentiate.register_fake
+def _(
+    grad: Tensor,
+    scores: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    kernel_size: int,
+    stride: int,
+    tables: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    shapes = (scores, values, bias, bias)
+    return tuple(t.new_empty(t.shape) for t in shapes)
+
+
+def _keep_inputs(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.settings = inputs[4:]
+
+
+def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    tables = any(ctx.needs_input_grad[2:4])
+    grads = torch.ops.mmvitattn.learned_query_backward(
+        grad, *ctx.saved_tensors, *ctx.settings, tables
+    )
+    return *grads, None, None
+
+
+_attend.register_autograd(_backward, setup_context=_keep_inputs)
