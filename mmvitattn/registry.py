@@ -7,9 +7,14 @@ ImportError raised there and reports "not in the registry", so those modules imp
 
 from collections.abc import Callable
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
+
+MODULE2PACKAGE.setdefault('mmvitattn', 'mmvitattn')  # lets mmengine.hub find the wheel's configs
 
 MODELS = Registry(
     'model', parent=MMENGINE_MODELS, scope='mmvitattn', locations=['mmvitattn.models']
@@ -18,7 +23,19 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmvitattn',
-    locations=['mmvitattn.engine.classification_pictures'],
+    locations=['mmvitattn.engine.classification_pictures', 'mmvitattn.engine.exact_resume'],
+)
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmvitattn',
+    locations=['mmvitattn.engine.layer_decay'],
+)
+STRATEGIES = Registry(
+    'strategy',
+    parent=MMENGINE_STRATEGIES,
+    scope='mmvitattn',
+    locations=['mmvitattn.engine.sharding'],
 )
 
 

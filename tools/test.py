@@ -8,6 +8,7 @@ from mmengine.runner import Runner
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
 from mmvitattn.engine import cli, preflight
+from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
 
 
@@ -41,6 +42,7 @@ def prepare(args: argparse.Namespace) -> Config:
         draw_pictures(cfg, Path(args.show_dir).resolve())
     if args.tta:
         augment(cfg)
+    load_checkpoint(args.checkpoint, args.trust_checkpoint)
     return cfg
 
 
@@ -84,8 +86,9 @@ def main() -> None:
     args = parse_args()
     with usage_errors_exit():
         cfg = prepare(args)
-    cli.start_processes(cfg)
-    Runner.from_cfg(cfg).test()
+        use_safe_loading(args.trust_checkpoint)
+        cli.start_processes(cfg)
+        Runner.from_cfg(cfg).test()
 
 
 if __name__ == '__main__':

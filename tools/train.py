@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
 from mmvitattn.engine import cli, preflight
+from mmvitattn.engine.checkpoints import use_safe_loading
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
 
 
@@ -60,10 +60,12 @@ def prepare(args: argparse.Namespace) -> Config:
                 raise UsageError(f'--resume: there is no checkpoint {args.resume}')
             cfg.load_from = args.resume
     preflight.check_data(cfg, ('train', 'val'))
-    resumes = preflight.check_run_folder(cfg.work_dir, cfg.resume and cfg.load_from, cfg.resume)
+    resume = cfg.get('resume', False)
+    resumes = preflight.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
     if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
         preflight.drop_pretrained(cfg)
     preflight.check_pretrained(cfg, args.config)
+    preflight.check_checkpoints(cfg, args.trust_checkpoint)
     return cfg
 
 
@@ -72,8 +74,9 @@ def main() -> None:
     args = parse_args()
     with usage_errors_exit():
         cfg = prepare(args)
-    cli.start_processes(cfg)
-    Runner.from_cfg(cfg).train()
+        use_safe_loading(args.trust_checkpoint)
+        cli.start_processes(cfg)
+        cli.build_runner(cfg).train()
 
 
 if __name__ == '__main__':

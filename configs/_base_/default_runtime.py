@@ -7,6 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    exact_resume=dict(type='mmvitattn.ExactResumeHook'),
 )
 env_cfg = dict(
     cudnn_benchmark=False,

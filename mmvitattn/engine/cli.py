@@ -1,4 +1,4 @@
-"""Command-line options that ``tools/train.py`` and ``tools/test.py`` share."""
+"""Command-line options that the tools share."""
 
 import argparse
 import os
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 
 from . import preflight
 from .errors import UsageError
@@ -30,6 +32,17 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help='how the processes of a distributed run were started',
     )
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of every tool that reads a checkpoint."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that contain more than weights and plain data; they can run any '
+        'code, so only if you trust whoever made them',
+    )
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -74,3 +87,12 @@ def start_processes(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """MMEngine's runner, or the one that ``runner_type`` names.
+
+    Args:
+        cfg: the config.
+    """
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..datasets.layouts import LAYOUTS
+from .checkpoints import load_checkpoint
 from .errors import UsageError
 
 SPLITS = ('train', 'val', 'test')
@@ -147,6 +148,46 @@ def drop_pretrained(cfg: Mapping) -> None:
         kept = [entry for entry in _as_list(owner['init_cfg']) if not _is_pretrained(entry)]
         if len(kept) < len(_as_list(owner['init_cfg'])):
             owner['init_cfg'] = kept or None
+
+
+def check_checkpoints(cfg: Mapping, trust: bool) -> None:
+    """Reads every checkpoint file that a training will read; addresses are left to MMEngine.
+
+    Args:
+        cfg: the config, with ``load_from``, ``resume``, ``work_dir`` and the model's ``init_cfg``.
+        trust: whether files may contain whatever they do.
+
+    Raises:
+        UsageError: if one is missing, damaged or contains what is not read.
+    """
+    entries = [e for part in _initialised_parts(cfg['model']) for e in _as_list(part['init_cfg'])]
+    for path in {str(entry['checkpoint']) for entry in filter(_is_pretrained, entries)}:
+        if '://' not in path:
+            load_checkpoint(path, trust)
+    path = cfg.get('load_from') or (cfg.get('resume') and _last_checkpoint(cfg['work_dir']))
+    if not path or '://' in path:
+        return
+    checkpoint = load_checkpoint(path, trust)
+    progress = {'epoch', 'iter'} <= set(checkpoint.get('meta') or ())
+    if cfg.get('resume') and not (progress and 'message_hub' in checkpoint):
+        raise UsageError(
+            f'--resume: {path} holds no training to go on with; to start from its weights, leave '
+            f'--resume out and give --cfg-options load_from={path}'
+        )
+
+
+def _last_checkpoint(work_dir: str | Path) -> str | None:
+    """What MMEngine will resume; ``None`` if nothing was saved yet."""
+    record = Path(work_dir) / 'last_checkpoint'
+    if not record.exists():
+        return None
+    path = record.read_text().strip()
+    if not Path(path).is_file():
+        raise UsageError(
+            f'{record} names {path!r}, which is not there; name the one to go on with: '
+            '--resume CHECKPOINT'
+        )
+    return path
 
 
 def _initialised_parts(node) -> Iterator[dict]:

@@ -26,8 +26,8 @@ class PyramidBackbone(BaseModule):
         channels: channels of each stage.
         strides: stride of each stage's output against the image.
         in_channels: channels of the image.
-        out_indices: stages whose outputs are returned; negative ones count from the last. Stages
-            behind the last one returned are not built.
+        out_indices: stages whose outputs are returned, default all; negative ones count from the
+            last. Stages behind the last one returned are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: keep BatchNorms in evaluation mode while training.
         with_cp: recompute each block in the backward pass to save memory.
@@ -40,13 +40,14 @@ class PyramidBackbone(BaseModule):
 
     arch_zoo: Mapping[str, Mapping] = {}
     stage_keys: Sequence[str] = ()  # of an arch: lists with one entry a stage
+    no_decay_keys: tuple[str, ...] = ()  # ends of the names of parameters without weight decay
 
     def __init__(
         self,
         channels: Sequence[int],
         strides: Sequence[int],
         in_channels: int = 3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -200,6 +201,13 @@ class PyramidBackbone(BaseModule):
             return first_block[int(rest[0])] + int(rest[1]), last + 1
         return last, last + 1
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay, besides norms and biases.
+
+        These are position tables, learned queries and their like; the method's name is timm's.
+        """
+        return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay_keys)}
+
     def _frozen_modules(self) -> Iterator[nn.Module]:
         if self.frozen_stages >= 0:
             yield self.stem
@@ -229,11 +237,14 @@ class PyramidBackbone(BaseModule):
             )
 
 
-def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+def resolve_out_indices(
+    out_indices: int | Sequence[int] | None, num_stages: int
+) -> tuple[int, ...]:
     """Non-negative stage indices.
 
     Args:
-        out_indices: one or several indices; negative ones count from the last stage.
+        out_indices: one or several indices; negative ones count from the last stage; ``None`` for
+            all.
         num_stages: number of stages.
 
     Returns:
@@ -242,6 +253,8 @@ def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tu
     Raises:
         ValueError: if there is none, one is out of range or comes twice.
     """
+    if out_indices is None:
+        return tuple(range(num_stages))
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     resolved = tuple(i + num_stages if i < 0 else i for i in indices)
     if (
@@ -266,7 +279,8 @@ def linear_ramp(largest: float, depths: Sequence[int]) -> list[list[float]]:
     Returns:
         One list of rates for each stage.
     """
-    rates = iter(torch.linspace(0, largest, sum(depths)).tolist())
+    last = max(sum(depths) - 1, 1)
+    rates = (largest * i / last for i in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 

@@ -61,7 +61,7 @@ class LinGlo(PyramidBackbone):
         arch: 'b0', 'b1', 'b2', or a dict with ``channels``, ``depths``, ``num_heads``,
             ``ffn_ratios`` (one entry a stage each) and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return; negative ones count from the last.
+        out_indices: stages to return, default all; negative ones count from the last.
         drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
         cpe_branches: parallel branches of the position encoding (paper: 4).
         cpe_skip: whether the position encoding has a skip connection (paper: yes).
@@ -81,6 +81,7 @@ class LinGlo(PyramidBackbone):
     """
 
     stage_keys = ('channels', 'depths', 'num_heads', 'ffn_ratios')
+    no_decay_keys = ('.saliency',)
     arch_zoo = {
         name: dict(
             channels=channels,
@@ -100,7 +101,7 @@ class LinGlo(PyramidBackbone):
         self,
         arch: str | Mapping = 'b2',
         in_channels: int = 3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] | None = None,
         drop_path_rate: float | None = None,
         cpe_branches: int = 4,
         cpe_skip: bool = True,

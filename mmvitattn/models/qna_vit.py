@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from ..layers import FFN, ConvEmbed, QnALayer, WindowAttention
 from ..layers.init import lecun_normal_
+from ..ops.torch_api import is_exporting
 from ..registry import register_backbone
 from .base import PyramidBackbone, linear_ramp, per_stage
 
@@ -37,7 +38,7 @@ class PatchStem(ConvEmbed):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C), padded as Flax's 'SAME'."""
         bottom, right = -x.shape[1] % 4, -x.shape[2] % 4
-        if bottom or right:
+        if is_exporting() or bottom or right:
             top, left = bottom // 2, right // 2
             x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
         return super().forward(x)
@@ -107,7 +108,7 @@ class QnAViT(PyramidBackbone):
             a stage each, ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
             ``lsa_heads``, ``window_sizes``, and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return; negative ones count from the last.
+        out_indices: stages to return, default all; negative ones count from the last.
         drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
         kernel_sizes: odd window side of learned-query attention, one or one a stage; default the
             arch's own.
@@ -136,6 +137,7 @@ class QnAViT(PyramidBackbone):
         *('qna_depths', 'qna_heads', 'kernel_sizes'),
         *('lsa_depths', 'lsa_heads', 'window_sizes'),
     )
+    no_decay_keys = ('.query', '.position_bias', '.attention_scale')
     arch_zoo = {
         name: dict(
             base_channels=channels,
@@ -159,7 +161,7 @@ class QnAViT(PyramidBackbone):
         self,
         arch: str | Mapping = 'tiny',
         in_channels: int = 3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] | None = None,
         drop_path_rate: float | None = None,
         kernel_sizes: int | Sequence[int] | None = None,
         window_sizes: int | Sequence[int] | None = None,

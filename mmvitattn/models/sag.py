@@ -118,7 +118,7 @@ class SAGViT(PyramidBackbone):
             ``image_size`` that the position tables fit, in pixels, one number or (height, width),
             and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return; negative ones count from the last.
+        out_indices: stages to return, default all; negative ones count from the last.
         drop_path_rate: drop-path rate of every block; default the arch's own (paper: 0.1).
         kv_pools: side of the squares of positions that keys and values of global attention
             average, one or one a stage; 1 for none.
@@ -137,6 +137,7 @@ class SAGViT(PyramidBackbone):
     """
 
     stage_keys = ('channels', 'depths', 'num_heads')
+    no_decay_keys = ('.position.table',)
     arch_zoo = {
         'tiny': dict(
             channels=(192,) * 4,
@@ -193,7 +194,7 @@ class SAGViT(PyramidBackbone):
             channels,
             strides,
             in_channels=in_channels,
-            out_indices=tuple(stages) if out_indices is None else out_indices,
+            out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,

@@ -39,6 +39,12 @@ def coco(tmp_path):
     return tmp_path / 'coco'
 
 
+def save(path, **progress):
+    """A checkpoint without weights."""
+    torch.save(dict(state_dict={}, meta=progress, message_hub={}), path)
+    return path
+
+
 def test_unknown_config(tool):
     with pytest.raises(UsageError, match='there is no config configs/nothing.py; see configs/'):
         tool('train', 'configs/nothing.py')
@@ -71,8 +77,7 @@ def test_missing_pretrained_weights(tool, coco, tmp_path):
     assert not (tmp_path / 'run').exists()  # before any work
     cfg = tool('train', *options, '--from-scratch')
     assert cfg.model.backbone.init_cfg is None
-    weights = tmp_path / 'weights.pth'
-    weights.touch()
+    weights = save(tmp_path / 'weights.pth')
     override = f'model.backbone.init_cfg.checkpoint={weights}'
     cfg = tool('train', *options, '--cfg-options', override)
     assert cfg.model.backbone.init_cfg.checkpoint == str(weights)
@@ -86,12 +91,11 @@ def test_data_root_moves_data_and_annotations(tool, coco):
 
 def test_a_run_is_not_written_over(tool, coco, tmp_path):
     options = (DETECTOR, '--data-root', coco, '--from-scratch', '--work-dir', tmp_path)
-    (tmp_path / 'last_checkpoint').touch()
+    checkpoint = save(tmp_path / 'epoch_1.pth', epoch=1, iter=8)
+    (tmp_path / 'last_checkpoint').write_text(str(checkpoint))
     with pytest.raises(UsageError, match='--resume; keep it and start another: --work-dir'):
         tool('train', *options)
     assert tool('train', *options, '--resume').resume is True
-    checkpoint = tmp_path / 'epoch_1.pth'
-    checkpoint.touch()
     assert tool('train', *options, '--resume', checkpoint).load_from == str(checkpoint)
     elsewhere = tmp_path / 'other' / 'epoch_1.pth'
     elsewhere.parent.mkdir()
@@ -105,8 +109,23 @@ def test_a_resumed_run_needs_no_pretrained_weights(tool, coco, tmp_path):
     with pytest.raises(UsageError, match='pretrained weights'):
         tool('train', *options)  # nothing to resume: the run starts
     (tmp_path / 'run').mkdir()
-    (tmp_path / 'run' / 'last_checkpoint').touch()
+    record = tmp_path / 'run' / 'last_checkpoint'
+    record.write_text(str(save(tmp_path / 'run' / 'epoch_1.pth', epoch=1, iter=8)))
     assert tool('train', *options).model.backbone.init_cfg is None
+    record.write_text('gone.pth')
+    with pytest.raises(UsageError, match="last_checkpoint names 'gone.pth', which is not there"):
+        tool('train', *options)
+
+
+def test_only_a_training_is_resumed(tool, coco, tmp_path):
+    weights = save(tmp_path / 'weights.pth')
+    options = (DETECTOR, '--data-root', coco, '--work-dir', tmp_path / 'run')
+    with pytest.raises(UsageError, match='weights.pth holds no training to go on with'):
+        tool('train', *options, '--resume', weights)
+    override = ('--from-scratch', '--cfg-options', f'load_from={weights}')
+    assert tool('train', *options, *override).load_from == str(weights)
+    with pytest.raises(UsageError, match='there is no checkpoint gone.pth'):
+        tool('train', *options, *override[:2], 'load_from=gone.pth')
 
 
 def test_lists_of_initialisations_are_looked_through():
@@ -138,8 +157,7 @@ def test_auto_scale_lr(tool, coco):
 
 
 def test_test_options(tool, coco, tmp_path):
-    checkpoint = tmp_path / 'weights.pth'
-    checkpoint.touch()
+    checkpoint = save(tmp_path / 'weights.pth')
     options = (DETECTOR, checkpoint, '--data-root', coco)
     cfg = tool('test', *options, '--tta', '--show-dir', tmp_path / 'pictures')
     assert cfg.model.type == 'DetTTAModel' and cfg.model.module.type == 'RetinaNet'
