@@ -1,8 +1,10 @@
 """Packaging of mmvitattn: pure Python, nothing to compile."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION: dict = {}
@@ -13,7 +15,7 @@ exec((ROOT / 'mmvitattn' / 'version.py').read_text(), VERSION)
 # opencv-python, as the mm packages: its headless twin would overwrite its files.
 INSTALL_REQUIRES = [
     *('torch>=2.1', 'torchvision>=0.16', 'numpy', 'tqdm'),
-    *('opencv-python', 'pycocotools'),
+    *('opencv-python', 'pycocotools', 'pillow', 'matplotlib'),
 ]
 EXTRAS = {
     # Maintained forks, current torch.
@@ -41,8 +43,34 @@ EXTRAS = {
     ],
     # Official checkpoints: tools/model_converters/
     'convert': ['msgpack'],
-    'dev': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff==0.17.5', 'codespell', 'msgpack'],
+    # ONNX and files of plain tensors.
+    'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
+    # Models to measure against.
+    'benchmark': ['timm'],
+    'dev': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff==0.17.5', 'codespell'],
 }
+# The tests use all of it.
+EXTRAS['dev'] += [*EXTRAS['convert'], *EXTRAS['export'], *EXTRAS['benchmark']]
+
+
+class BuildWithResources(build_py):
+    """Adds configs, tools and the model index to the wheel, where MIM and mmengine.hub look.
+
+    They are copied into the build folder alone; an editable installation reads the clone's.
+    """
+
+    def run(self) -> None:
+        """Builds the package, then adds the rest."""
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            return
+        target = Path(self.build_lib) / 'mmvitattn' / '.mim'
+        shutil.rmtree(target, ignore_errors=True)  # of an earlier build
+        for folder in ('configs', 'tools'):
+            ignored = shutil.ignore_patterns('__pycache__')
+            shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
+        shutil.copy(ROOT / 'model-index.yml', target)
+
 
 setup(
     name='mmvitattn',
@@ -51,6 +79,7 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    cmdclass={'build_py': BuildWithResources},
     packages=find_packages(include=['mmvitattn', 'mmvitattn.*']),
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,

@@ -1,4 +1,5 @@
 # CIFAR-10 with DeiT's augmentation; the pictures come as RGB.
+_base_ = ['./deit_augmentation.py']
 data_layout = 'cifar10'  # of tools/prepare_data.py
 dataset_type = 'CIFAR10'
 data_root = 'data/cifar10'
@@ -9,25 +10,9 @@ data_preprocessor = dict(
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic'),
-    ),
+    dict(_base_.rand_augment, hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic')),
     dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=mean,
-        fill_std=std,
-    ),
+    dict(_base_.random_erasing, fill_color=mean, fill_std=std),
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='PackInputs')]

@@ -1,4 +1,5 @@
 # ImageNet-1K with DeiT's augmentation; training batch 1024 = 8 GPUs x 128.
+_base_ = ['./deit_augmentation.py']
 data_layout = 'imagenet'  # of tools/prepare_data.py
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
@@ -9,30 +10,12 @@ data_preprocessor = dict(
     std=[58.395, 57.12, 57.375],
     to_rgb=True,
 )
-bgr_mean = [103.53, 116.28, 123.675]
-bgr_std = [57.375, 57.12, 58.395]
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(
-        type='RandomErasing',
-        erase_prob=0.25,
-        mode='rand',
-        min_area_ratio=0.02,
-        max_area_ratio=1 / 3,
-        fill_color=bgr_mean,
-        fill_std=bgr_std,
-    ),
+    _base_.rand_augment,
+    _base_.random_erasing,
     dict(type='PackInputs'),
 ]
 test_pipeline = [

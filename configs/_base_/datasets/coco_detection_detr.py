@@ -1,0 +1,28 @@
+# COCO 2017 boxes with DETR's augmentation: several scales, half of the time of a random crop.
+_base_ = ['./coco_detection.py']
+resize = dict(
+    type='RandomChoiceResize',
+    scales=[(side, 1333) for side in range(480, 801, 32)],
+    keep_ratio=True,
+)
+crop = [
+    dict(
+        type='RandomChoiceResize',
+        scales=[(400, 1333), (500, 1333), (600, 1333)],
+        keep_ratio=True,
+    ),
+    dict(
+        type='RandomCrop',
+        crop_type='absolute_range',
+        crop_size=(384, 600),
+        allow_negative_crop=True,
+    ),
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomChoice', transforms=[[resize], [*crop, resize]]),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

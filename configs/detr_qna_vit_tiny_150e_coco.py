@@ -1,0 +1,19 @@
+# QnA-ViT's authors evaluated it with DETR. Theirs are here the kind of detector and the backbone;
+# losses, augmentation, optimizer and schedule are mmdet's defaults for DETR in 150 epochs.
+_base_ = [
+    '_base_/models/detr.py',
+    '_base_/datasets/coco_detection_detr.py',
+    '_base_/schedules/adamw_150e_coco_detr.py',
+    '_base_/detection_runtime.py',
+]
+model = dict(
+    backbone=dict(
+        type='mmvitattn.QnAViT',
+        arch='tiny',
+        out_indices=-1,
+        init_cfg=dict(
+            type='Pretrained', checkpoint='checkpoints/qna-vit-tiny_in1k.pth', prefix='backbone.'
+        ),
+    ),
+    neck=dict(in_channels=[512]),
+)

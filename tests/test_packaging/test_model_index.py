@@ -1,0 +1,102 @@
+"""model-index.yml and the metafiles: valid for MIM and mmpretrain, and true."""
+
+import logging
+import re
+import runpy
+import sys
+
+import pytest
+from mmengine.config import Config
+
+index = pytest.importorskip('modelindex.load_model_index')
+GET_FLOPS = 'tools/analysis_tools/get_flops.py'
+REPRESENTATIVES = {
+    'linglo_b0_8xb128_in1k',
+    'sag_tiny_8xb92_cifar100',
+    'retinanet_linglo_b0_fpn_1x_coco',
+    'semfpn_sag_tiny_40k_ade20k',
+}
+DATA = {
+    'ImageNet': 'ImageNet-1k',
+    'CIFAR10': 'CIFAR-10',
+    'CIFAR100': 'CIFAR-100',
+    'CocoDataset': 'COCO',
+    'ADE20KDataset': 'ADE20K',
+}
+
+
+@pytest.fixture(scope='module')
+def models(root):
+    loaded = index.load(str(root / 'model-index.yml'))
+    loaded.build_models_with_collections()
+    assert not loaded.check(silent=True)
+    return {model.name: model for model in loaded.models}
+
+
+def names(root):
+    return sorted(path.stem for path in (root / 'configs').glob('*.py'))
+
+
+def test_every_config_is_in_the_index_once(root, models):
+    assert sorted(models) == names(root)
+    text = ''.join(path.read_text() for path in (root / 'configs').glob('metafile*.yml'))
+    assert len(re.findall(r'^  - Name: \S*_', text, re.MULTILINE)) == len(models)
+    for name, model in models.items():
+        assert model.config == f'configs/{name}.py'
+        assert model.full_model.paper['URL'].startswith('https://arxiv.org/abs/')
+
+
+def test_what_mim_reads(models):
+    """MIM joins lists of strings, and walks over Results also where there are none."""
+    for model in models.values():
+        assert model.in_collection in ('LinGlo', 'QnA-ViT', 'SAG')
+        assert model.weights is None  # until trained
+        for value in model.metadata.data.values():
+            if isinstance(value, list):
+                assert value and all(isinstance(item, str) for item in value)
+        for result in model.results:
+            assert result.dataset == model.metadata.data['Training Data']
+            assert all(key.endswith(' (paper)') for key in result.metrics)
+
+
+def test_metadata_are_those_of_the_configs(root, models):
+    for name, model in models.items():
+        cfg, data = Config.fromfile(root / f'configs/{name}.py'), model.metadata.data
+        loop, loader = cfg.train_cfg, cfg.train_dataloader
+        assert data.get('Epochs') == loop.get('max_epochs'), name
+        assert data.get('Iterations') == loop.get('max_iters'), name
+        assert data['Batch Size'] == cfg.auto_scale_lr.base_batch_size, name
+        assert data['Training Data'] == DATA[loader.dataset.type], name
+
+
+def pytest_generate_tests(metafunc):
+    if 'counted' in metafunc.fixturenames:
+        root = metafunc.config.rootpath
+        marks = {name: () if name in REPRESENTATIVES else pytest.mark.slow for name in names(root)}
+        metafunc.parametrize('counted', [pytest.param(n, marks=m) for n, m in marks.items()])
+
+
+def test_parameters_and_flops_are_what_the_tool_prints(counted, root, models, monkeypatch, capsys):
+    data = models[counted].metadata.data
+    height, width = data['Input Size'].split(' x ')
+    config = root / f'configs/{counted}.py'
+    arguments = [GET_FLOPS, config, '--deploy', '--shape', height, width]
+    monkeypatch.setattr(sys, 'argv', [str(argument) for argument in arguments])
+    try:
+        runpy.run_path(str(root / GET_FLOPS), run_name='__main__')
+    finally:
+        logging.disable(logging.NOTSET)  # the tool silences its whole process
+    printed = capsys.readouterr().out
+    millions = re.search(r'parameters, whole model +([\d.]+) M', printed).group(1)
+    billions = re.search(r'multiply-adds, backbone +([\d.]+) G', printed).group(1)
+    assert data['Parameters'] == round(float(millions) * 1e6)
+    assert data['FLOPs'] == round(float(billions) * 1e9)
+
+
+def test_mmpretrain_builds_a_model_of_the_index(root):
+    from mmpretrain import get_model
+    from mmpretrain.apis import ModelHub
+
+    ModelHub.register_model_index(root / 'model-index.yml', config_prefix=root)
+    model = get_model('linglo_b0_8xb128_in1k')
+    assert type(model.backbone).__name__ == 'LinGlo'

@@ -1,0 +1,110 @@
+"""The wheel: built offline from a copy of the sources, installed alone, used from elsewhere."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+pytestmark = pytest.mark.slow
+NOT_SOURCES = ('.*', 'data', 'work_dirs', 'checkpoints', 'build', 'dist', '*.egg-info')
+
+
+def pip(*arguments, cwd):
+    call = [sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, arguments)]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope='module')
+def sources(root, tmp_path_factory):
+    """A copy of the repository without what others make or keep in it."""
+    folder = tmp_path_factory.mktemp('sources') / 'mmvitattn'
+    ignored = shutil.ignore_patterns('__pycache__')
+
+    def skipped(path, names):
+        top = shutil.ignore_patterns(*NOT_SOURCES)(path, names) if path == str(root) else set()
+        return top | ignored(path, names)
+
+    return shutil.copytree(root, folder, ignore=skipped)
+
+
+@pytest.fixture(scope='module')
+def wheel(sources, tmp_path_factory):
+    folder, before = tmp_path_factory.mktemp('wheel'), set(sources.rglob('*'))
+    pip('wheel', '--no-build-isolation', '--no-deps', '--no-index', '-w', folder, '.', cwd=sources)
+    made = {path.relative_to(sources).parts[0] for path in set(sources.rglob('*')) - before}
+    assert made <= {'build', 'mmvitattn.egg-info'}  # both ignored by git
+    (file,) = folder.glob('*.whl')
+    return file
+
+
+@pytest.fixture(scope='module')
+def installed(wheel, tmp_path_factory):
+    target = tmp_path_factory.mktemp('site')
+    pip('install', '--no-deps', '--no-index', '--target', target, wheel, cwd=target)
+    return target
+
+
+def python(installed, *arguments, cwd):
+    """Runs Python on the installed wheel, not on the sources."""
+    env = {**os.environ, 'PYTHONPATH': str(installed)}
+    call = [sys.executable, *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, cwd=cwd, env=env)
+
+
+def test_contents(wheel, sources):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ('configs', 'tools'):
+        expected = {
+            f'mmvitattn/.mim/{path.relative_to(sources).as_posix()}'
+            for path in (sources / folder).rglob('*')
+            if path.is_file() and '__pycache__' not in path.parts
+        }
+        found = {name for name in names if name.startswith(f'mmvitattn/.mim/{folder}/')}
+        assert found == expected
+    assert 'mmvitattn/.mim/model-index.yml' in names
+    assert not [name for name in names if name.startswith('tests/') or '__pycache__' in name]
+    modules = {p.relative_to(sources).as_posix() for p in (sources / 'mmvitattn').rglob('*.py')}
+    assert modules <= names
+
+
+CODE = """
+import mmengine.hub, mmvitattn
+from mmvitattn import hub
+print(mmvitattn.__file__)
+print(hub.get_config('retinanet_linglo_b2_fpn_1x_coco').model.backbone.type)
+print(mmengine.hub.get_config('mmvitattn::demo/linglo_b0_shapes.py').model.backbone.arch)
+"""
+
+
+def test_configs_are_found(installed, tmp_path):
+    done = python(installed, '-c', CODE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path, backbone, arch = done.stdout.splitlines()[-3:]
+    assert path.startswith(str(installed)) and (backbone, arch) == ('mmvitattn.LinGlo', 'b0')
+
+
+def test_tools_run(installed, tmp_path):
+    done = python(installed, '-m', 'mmvitattn', cwd=tmp_path)
+    assert done.returncode == 0 and '  train ' in done.stdout, done.stderr
+    assert str(installed) in done.stdout
+    done = python(installed, '-m', 'mmvitattn', 'prepare_data', 'shapes', '--help', cwd=tmp_path)
+    assert done.returncode == 0 and 'usage: prepare_data.py' in done.stdout, done.stderr
+    done = python(
+        *(installed, '-m', 'mmvitattn', 'train', 'demo/linglo_b0_shapes.py'), cwd=tmp_path
+    )
+    assert done.returncode == 2 and 'the data is not there' in done.stderr, done.stderr
+
+
+def test_a_config_may_inherit_the_schedules_and_hooks(installed, tmp_path):
+    """MMEngine gives what is inherited this package's scope: right for what is MMEngine's own."""
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmvitattn::_base_/schedules/adamw_1x_coco.py'\n")
+    code = (
+        'import mmvitattn; from mmengine.config import Config;'
+        "print(Config.fromfile('mine.py').optim_wrapper.optimizer.lr)"
+    )
+    done = python(installed, '-c', code, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == '0.0001', done.stderr
