@@ -12,7 +12,7 @@ import warnings
 from . import compat
 from .version import __version__
 
-__all__ = ['MISSING_STACK', '__version__', 'has_mm_stack']
+__all__ = ['MISSING_STACK', '__version__', 'build_backbone', 'has_mm_stack', 'list_backbones']
 
 MISSING_STACK = (
     'MMEngine is not installed: mmvitattn.ops and mmvitattn.layers work, the backbones, configs '
@@ -30,7 +30,7 @@ def has_mm_stack() -> bool:
 compat.install()
 if has_mm_stack():
     try:
-        from . import models  # noqa: F401  (registers the backbones)
+        from .zoo import build_backbone, list_backbones  # registers the backbones
     except ImportError as error:
         warnings.warn(f'mmvitattn: the backbones cannot be imported: {error}', stacklevel=2)
 else:
@@ -38,6 +38,7 @@ else:
 
 
 def __getattr__(name: str):
-    if name in ('models', 'registry', 'engine', 'converters') and not has_mm_stack():
+    parts = ('models', 'registry', 'engine', 'converters', 'zoo')
+    if name in (*parts, 'build_backbone', 'list_backbones') and not has_mm_stack():
         raise AttributeError(f'mmvitattn.{name}: {MISSING_STACK}')
     raise AttributeError(f"module 'mmvitattn' has no attribute {name!r}")

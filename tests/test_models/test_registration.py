@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from mmvitattn.zoo import families
+
 CODE = """
 import sys, types, importlib.machinery
 {prelude}
@@ -25,12 +27,7 @@ class Ops(types.ModuleType):
         return lambda *args, **kwargs: None
 sys.modules['mmcv._ext'] = Ops('mmcv._ext')
 """
-# A new family adds its class, module and an arch here.
-BACKBONES = {
-    'LinGlo': ('linglo', 'b0'),
-    'QnAViT': ('qna_vit', 'tiny'),
-    'SAGViT': ('sag', 'tiny'),
-}
+BACKBONES = {cls.__name__: (module, next(iter(cls.arch_zoo))) for module, cls in families().items()}
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])

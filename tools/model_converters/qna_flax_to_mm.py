@@ -10,7 +10,7 @@ msgpack: ``pip install "mmvitattn[convert]"``.
 import argparse
 
 from mmvitattn.converters import convert_qna_vit, read_flax_msgpack
-from mmvitattn.converters.files import add_file_arguments, convert_file
+from mmvitattn.converters.files import add_file_arguments, convert_file, one_or_each
 from mmvitattn.engine.errors import usage_errors_exit
 from mmvitattn.models import QnAViT
 
@@ -44,11 +44,7 @@ def convert(args: argparse.Namespace) -> None:
     Raises:
         UsageError: if a file or an option cannot be used.
     """
-    # One number stands for all stages.
-    window, kernel_size = (
-        sizes[0] if sizes is not None and len(sizes) == 1 else sizes
-        for sizes in (args.window, args.kernel_size)
-    )
+    window, kernel_size = one_or_each(args.window), one_or_each(args.kernel_size)
     convert_file(
         args,
         'QnA-ViT',

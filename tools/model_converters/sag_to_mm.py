@@ -10,7 +10,7 @@ the file is run: it may hold tensors, plain data and ``argparse.Namespace``.
 import argparse
 
 from mmvitattn.converters import convert_sag, read_torch_pickle
-from mmvitattn.converters.files import add_file_arguments, convert_file
+from mmvitattn.converters.files import add_file_arguments, convert_file, one_or_each
 from mmvitattn.engine.errors import usage_errors_exit
 from mmvitattn.models import SAGViT
 
@@ -38,9 +38,7 @@ def convert(args: argparse.Namespace) -> None:
     Raises:
         UsageError: if a file or an option cannot be used.
     """
-    heads = args.num_heads
-    if heads is not None and len(heads) == 1:  # one number stands for all stages
-        heads = heads[0]
+    heads = one_or_each(args.num_heads)
     description = convert_file(
         args, 'SAG', lambda: convert_sag(read_torch_pickle(args.src), args.arch, heads)
     )

@@ -1,0 +1,106 @@
+"""All backbones by flat names, for plain PyTorch programs: no config, no runner."""
+
+import difflib
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+from . import models  # noqa: F401  (registers the families)
+from .models.base import PyramidBackbone
+from .registry import MODELS
+
+
+def families() -> dict[str, type[PyramidBackbone]]:
+    """The registered families of backbones, by the name of the module that holds each."""
+    return {
+        cls.__module__.rpartition('.')[2]: cls
+        for cls in MODELS.module_dict.values()
+        if issubclass(cls, PyramidBackbone)
+    }
+
+
+def list_backbones(filter: str = '') -> list[str]:
+    """Names that :func:`build_backbone` takes: a family and one of its archs.
+
+    Args:
+        filter: part of a name, or a pattern with ``*`` and ``?``.
+
+    Returns:
+        The names, family by family, e.g. ``'linglo_b0'``.
+    """
+    pattern = filter if any(c in filter for c in '*?[') else f'*{filter}*'
+    return [name for name in _archs() if fnmatch.fnmatchcase(name, pattern)]
+
+
+def build_backbone(
+    name: str, pretrained: str | Path | None = None, **options: Any
+) -> PyramidBackbone:
+    """Builds a backbone, ready to use.
+
+    Args:
+        name: one of :func:`list_backbones`.
+        pretrained: checkpoint of the backbone, or of a model with it (training's, a converter's, a
+            published one), loaded at once. Output norms that it lacks keep their start values, as
+            those of a pyramid do with a classifier's checkpoint. A backbone takes the deploy form
+            if the checkpoint has it.
+        options: options of the backbone's class: ``out_indices``, ``in_channels``,
+            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is carried out at once.
+
+    Returns:
+        The backbone, in training mode.
+
+    Raises:
+        ValueError: for an unknown name, or options that do not fit.
+        UsageError: if the checkpoint cannot be read, or does not fit.
+
+    Example:
+        >>> backbone = build_backbone('linglo_b0', out_indices=(1, 2, 3))
+        >>> backbone.feature_info.channels()
+        [64, 160, 256]
+    """
+    archs = _archs()
+    if name not in archs:
+        close = difflib.get_close_matches(str(name), archs, n=3, cutoff=0.5)
+        hint = f'did you mean {", ".join(close)}?' if close else 'see mmvitattn.list_backbones()'
+        raise ValueError(f'there is no backbone {name!r}; {hint}')
+    if 'arch' in options:
+        raise ValueError(
+            f'the name {name!r} tells the arch; for a custom one use the class: '
+            f'mmvitattn.models.{archs[name][0].__name__}(arch=...)'
+        )
+    family, arch = archs[name]
+    if pretrained is not None:
+        return _build_pretrained(family, dict(options, arch=arch), pretrained)
+    backbone = family(arch=arch, **options)
+    if options.get('init_cfg') is not None:
+        backbone.init_weights()
+    return backbone
+
+
+def _build_pretrained(
+    family: type[PyramidBackbone], options: dict[str, Any], source: str | Path
+) -> PyramidBackbone:
+    # Here, since importing mmvitattn must not import a runner.
+    from .engine.checkpoints import load_checkpoint
+    from .engine.weights import load_backbone_weights
+
+    if options.get('init_cfg') is not None:
+        raise ValueError('give pretrained or init_cfg, not both')
+    checkpoint = load_checkpoint(source)
+    deploy = options.get('deploy', False)
+    if deploy:
+        options['deploy'] = False  # the checkpoint may have either form
+    backbone = family(**options)
+    load_backbone_weights(backbone, checkpoint, str(source))
+    if deploy:
+        backbone.switch_to_deploy()
+    return backbone
+
+
+def _archs() -> dict[str, tuple[type[PyramidBackbone], str]]:
+    """Family and arch of each flat name."""
+    return {
+        f'{family}_{arch}': (cls, arch)
+        for family, cls in families().items()
+        for arch in cls.arch_zoo
+    }

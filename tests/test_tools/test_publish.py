@@ -1,0 +1,171 @@
+"""Checkpoints made ready to hand on: folded, stripped."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+from mmengine.hooks import EMAHook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mmvitattn.engine.build import build_model, read_model_config
+from mmvitattn.engine.checkpoints import load_checkpoint
+
+PUBLISH = 'model_converters/publish_model.py'
+FOLD = 'model_converters/reparameterize_model.py'
+
+
+class Toy(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x, mode='loss'):
+        return dict(loss=self.linear(torch.stack(list(x))).square().mean())
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A real training checkpoint with averaged weights; the file and both sets of weights."""
+    folder = tmp_path_factory.mktemp('training')
+    ema = EMAHook(momentum=0.5)
+    torch.manual_seed(0)
+    runner = Runner(
+        Toy(),
+        str(folder),
+        train_dataloader=dict(
+            dataset=TensorDataset(torch.randn(8, 3)),
+            batch_size=2,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='Adam', lr=0.1)),
+        custom_hooks=[ema],
+        default_scope='mmengine',
+        experiment_name='toy_for_publishing',
+        log_level='ERROR',
+    )
+    runner.train()
+    average = {k: v.clone() for k, v in ema.ema_model.module.state_dict().items()}
+    return folder / 'epoch_1.pth', average, runner.model.state_dict()
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_published_file(suffix, trained, main_of, tmp_path, capsys):
+    src, average, last = trained
+    assert not torch.equal(average['linear.weight'], last['linear.weight'])
+    assert 'optimizer' in load_checkpoint(src)
+    if suffix == '.safetensors':
+        pytest.importorskip('safetensors', reason='extra [export]')
+    assert main_of(PUBLISH, src, tmp_path / f'toy{suffix}') == 0
+    output = capsys.readouterr().out
+    assert 'the average (EMA)' in output
+    assert 'left behind: ema_state_dict, message_hub, optimizer' in output
+    (path,) = tmp_path.iterdir()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.name == f'toy-{digest[:8]}{suffix}'
+    published = load_checkpoint(path)
+    assert set(published) == {'state_dict', 'meta'}
+    assert set(published['state_dict']) == {'linear.weight', 'linear.bias'}
+    for name, tensor in published['state_dict'].items():
+        assert torch.equal(tensor, average[name])
+    assert int(published['meta']['epoch']) == 1
+    assert published['meta']['experiment_name'].startswith('toy_for_publishing')
+    if suffix == '.pth':
+        plain = torch.load(path, weights_only=True)
+        assert plain['meta'] == published['meta']
+
+
+def test_names_and_memory_are_plain(main_of, tmp_path, capsys):
+    """Of a bare state dict of a distributed run with views of one tensor."""
+    both = torch.arange(6.0)
+    weights = {'module.a': both[:2], 'module.b': both[2:], 'step': 3}
+    torch.save(weights, tmp_path / 'src.pth')
+    (tmp_path / 'out').mkdir()
+    assert main_of(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out' / 'x.pth') == 0
+    assert 'left behind: nothing' in capsys.readouterr().out
+    (path,) = (tmp_path / 'out').iterdir()
+    state = load_checkpoint(path)['state_dict']
+    assert state['b'].tolist() == [2, 3, 4, 5] and state['a'].untyped_storage().nbytes() == 8
+
+
+def test_publishing_refuses(main_of, tmp_path, capsys):
+    def refused(*arguments):
+        assert main_of(PUBLISH, *arguments) == 2
+        return capsys.readouterr().err
+
+    src = tmp_path / 'src.pth'
+    torch.save({'state_dict': {'a': torch.ones(2)}}, src)
+    assert '.pth or .safetensors' in refused(src, tmp_path / 'x.bin')
+    assert 'no checkpoint' in refused(tmp_path / 'nothing.pth', tmp_path / 'x.pth')
+    assert 'folder is missing' in refused(src, tmp_path / 'folder' / 'x.pth')
+    assert main_of(PUBLISH, src, tmp_path / 'x.pth') == 0
+    capsys.readouterr()
+    assert '--force' in refused(src, tmp_path / 'x.pth')
+    assert main_of(PUBLISH, src, tmp_path / 'x.pth', '--force') == 0
+    capsys.readouterr()
+    torch.save({'state_dict': {}, 'meta': {}}, tmp_path / 'empty.pth')
+    assert 'holds no weights' in refused(tmp_path / 'empty.pth', tmp_path / 'y.pth')
+    torch.save({'state_dict': {'a': torch.ones(2)}, 'hook': print}, tmp_path / 'other.pth')
+    assert '--trust-checkpoint' in refused(tmp_path / 'other.pth', tmp_path / 'y.pth')
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def with_statistics(model):
+    """Running statistics unlike their start values."""
+    for module in model.backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.1, 3)
+    return model
+
+
+@pytest.mark.parametrize('task', ['detector', 'segmenter', 'classifier'])
+def test_folded_model(task, main_of, tiny_config, tiny_checkpoint, tmp_path, capsys):
+    config = tiny_config(task)
+    src, model = tiny_checkpoint(config)
+    with_statistics(model)
+    meta = dict(dataset_meta=dict(classes=('a', 'b')), epoch=7)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta, optimizer={}), src)
+    dst = tmp_path / 'deploy.pth'
+    assert main_of(FOLD, config, src, dst) == 0
+    assert 'parameters became' in capsys.readouterr().out
+    written = torch.load(dst, weights_only=True)
+    assert set(written) == {'state_dict', 'meta'}
+    assert written['meta'] == dict(dataset_meta=dict(classes=['a', 'b']), epoch=7, deploy=True)
+    folded = build_model(read_model_config(config))
+    folded.backbone.switch_to_deploy()
+    folded.load_state_dict(written['state_dict'], strict=True)
+    image = torch.randn(1, 3, 70, 41)
+    with torch.no_grad():
+        for actual, expected in zip(folded.backbone(image), model.backbone(image), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_folding_refuses(main_of, tiny_config, tiny_checkpoint, tmp_path, capsys):
+    def refused(*arguments):
+        assert main_of(FOLD, *arguments) == 2
+        return capsys.readouterr().err
+
+    config = tiny_config('classifier')
+    src, model = tiny_checkpoint(config)
+    dst = tmp_path / 'deploy.pth'
+    dst.write_bytes(b'precious')
+    assert '--force' in refused(config, src, dst)
+    dst.unlink()
+    assert 'no config' in refused(tmp_path / 'nothing.py', src, dst)
+    assert 'no checkpoint' in refused(config, tmp_path / 'nothing.pth', dst)
+    done, _ = tiny_checkpoint(config, 'done.pth', deploy=True)
+    assert 'nothing can be folded' in refused(config, done, dst)
+    other = tiny_config('classifier', 'QnAViT')
+    qna, _ = tiny_checkpoint(other, 'qna.pth')
+    assert 'QnAViT has one form' in refused(other, qna, dst)
+    assert 'does not fit' in refused(config, qna, dst)
+    model.backbone.stages[0][0].ffn.position.norms[0].running_var.fill_(math.nan)
+    torch.save(model.state_dict(), src)
+    assert 'the outputs differ by nan' in refused(config, src, dst)
+    assert not dst.exists()

@@ -1,0 +1,130 @@
+"""Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
+
+CONFIG is a config file, NAME a backbone (``linglo_b0``; a wrong one lists those there are). Batch,
+height and width are dynamic. The file is compared with PyTorch at three sizes, odd ones among them,
+before it is put in its place.
+
+What comes out: of a backbone its maps; of a classifier its logits; of a segmenter its logits at the
+size of its head; of a single-stage detector the raw maps of its head, level by level: boxes,
+thresholds and suppression stay outside. The input is the normalised image; the file's metadata
+have mean, std and order of its colours.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mmvitattn import build_backbone
+from mmvitattn.converters.files import (
+    add_force_argument,
+    check_destination,
+    written_atomically,
+)
+from mmvitattn.engine.build import build_model, read_model_config
+from mmvitattn.engine.checkpoints import load_checkpoint
+from mmvitattn.engine.cli import add_trust_argument
+from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.engine.onnx_export import (
+    TOLERANCE,
+    Exportable,
+    check_shapes,
+    export_onnx,
+    largest_differences,
+)
+from mmvitattn.engine.weights import load_backbone_weights
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('model', metavar='CONFIG|NAME', help='config file, or name of a backbone')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint; default: random weights')
+    parser.add_argument('--out', type=Path, help='file to write; default: the name with .onnx')
+    parser.add_argument(
+        '--backbone-only', action='store_true', help="export a config's backbone alone"
+    )
+    parser.add_argument(
+        '--training-form',
+        action='store_true',
+        help="leave out the folding of LinGlo's position encoding into single convolutions",
+    )
+    add_force_argument(parser, '--out')
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """What is to be exported, and the metadata of the file.
+
+    Raises:
+        UsageError: if a name or a file cannot be used.
+    """
+    checkpoint = args.checkpoint and load_checkpoint(args.checkpoint, args.trust_checkpoint)
+    metadata = dict(source=Path(args.model).name, checkpoint=Path(args.checkpoint or '').name)
+    if not args.model.endswith('.py'):
+        try:
+            model = backbone = build_backbone(args.model)
+        except ValueError as error:
+            raise UsageError(f'{error}; a config ends in .py') from None
+        if checkpoint:
+            load_backbone_weights(backbone, checkpoint, args.checkpoint)
+    else:
+        cfg = read_model_config(args.model)
+        model = build_model(cfg, checkpoint or None, args.checkpoint or '')
+        backbone = model.backbone
+        normalisation = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
+        for key in ('mean', 'std', 'bgr_to_rgb', 'to_rgb'):
+            if key in normalisation:
+                metadata[key] = normalisation[key]
+    if not args.training_form and hasattr(backbone, 'switch_to_deploy'):
+        backbone.switch_to_deploy()
+    return backbone if args.backbone_only else model, metadata
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes the file, or nothing.
+
+    Raises:
+        UsageError: if something cannot be used or exported, or PyTorch and onnxruntime disagree.
+    """
+    out = check_destination(args.out or Path(f'{Path(args.model).stem}.onnx'), args.force)
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f'{error.name} is missing: pip install "mmvitattn[export]"') from None
+    model, metadata = build(args)
+    module = Exportable(model)
+    if not args.checkpoint:
+        print('no checkpoint: the weights are random')
+    backbone = getattr(model, 'backbone', model)
+    m, channels = getattr(backbone, 'min_size', 32), getattr(backbone, 'in_channels', 3)
+    shapes = check_shapes(m, channels)
+    with written_atomically(out) as temporary:
+        export_onnx(module, temporary, (2, channels, 2 * m + 5, 3 * m + 7), metadata)
+        differences = largest_differences(module, temporary, shapes)
+        print('batch x height x width   largest difference / largest output')
+        for (batch, _, height, width), difference in zip(shapes, differences, strict=True):
+            print(f'{f"{batch} x {height} x {width}":<24} {difference:.1e}')
+        if not max(differences) <= TOLERANCE:  # also where one is NaN
+            raise UsageError(
+                f'PyTorch and onnxruntime differ by more than {TOLERANCE:g}; nothing is written'
+            )
+    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+
+
+def main() -> None:
+    """Exports what the command line names."""
+    args = parse_args()
+    logging.disable(logging.WARNING)
+    with usage_errors_exit():
+        export(args)
+
+
+if __name__ == '__main__':
+    main()
