@@ -20,6 +20,8 @@ INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
 DEMO := configs/demo/retinanet_linglo_b0_fpn_shapes.py
 DEMO_DIR ?= work_dirs/demo
+# Each time into a folder of its own, as MMEngine's logs: nothing is written over.
+RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
 # Keeps glibc from handing large buffers back to the system after each use.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -46,14 +48,14 @@ $(INSTALLED): setup.py Makefile
 demo: $(INSTALLED)
 	$(BIN)/python tools/prepare_data.py shapes
 	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
-	@rm -f $(DEMO_DIR)/predictions.pkl
+	@mkdir -p $(RESULTS)
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-	  --work-dir $(DEMO_DIR)/test --out $(DEMO_DIR)/predictions.pkl | tee $(DEMO_DIR)/test.txt
-	$(BIN)/python tools/analysis_tools/draw_detections.py $(DEMO_DIR)/predictions.pkl \
-	  data/shapes/coco/annotations/instances_val2017.json $(DEMO_DIR)/pictures
+	  --work-dir $(DEMO_DIR)/test --out $(RESULTS)/predictions.pkl | tee $(RESULTS)/test.txt
+	$(BIN)/python tools/analysis_tools/draw_detections.py $(RESULTS)/predictions.pkl \
+	  data/shapes/coco/annotations/instances_val2017.json $(RESULTS)/pictures
 	@echo
-	@grep '^ Average' $(DEMO_DIR)/test.txt
-	@echo "pictures    $(DEMO_DIR)/pictures/overview.png and others: true boxes left, predicted right"
+	@grep '^ Average' $(RESULTS)/test.txt
+	@echo "pictures    $(RESULTS)/pictures/overview.png and others: true boxes left, predicted right"
 	@echo "log         $$(ls -t $(DEMO_DIR)/*/*.log | tail -n 1)"
 	@echo "checkpoint  $$(cat $(DEMO_DIR)/last_checkpoint)"
 

@@ -1,8 +1,8 @@
 """Draws true boxes (left) beside predicted ones (right), enlarged.
 
 ``python tools/analysis_tools/draw_detections.py PREDICTIONS.pkl ANNOTATIONS.json OUT_DIR``, with
-the predictions that ``tools/test.py --out PREDICTIONS.pkl`` writes. OUT_DIR gets one picture for
-each image and ``overview.png`` with several of them.
+the predictions that ``tools/test.py --out PREDICTIONS.pkl`` writes. OUT_DIR, new or empty, gets one
+picture for each image and ``overview.png`` with several of them.
 """
 
 import argparse
@@ -15,9 +15,11 @@ from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.engine.media import check_out_dir, name_outputs, write_image
 
 COLOURS = [(60, 60, 230), (220, 120, 30), (60, 170, 60), (20, 150, 240), (200, 70, 150)]
 COLOURS += [(180, 170, 20), (40, 200, 220), (150, 90, 60)]  # BGR, by category in turn
+OVERVIEW = 'overview.png'
 OVERVIEW_ROWS, OVERVIEW_COLUMNS = 4, 3
 
 
@@ -98,14 +100,21 @@ def main() -> None:
         for path in (args.predictions, args.annotations):
             if not Path(path).is_file():
                 raise UsageError(f'there is no file {path}')
-        results, coco = load(args.predictions), COCO(args.annotations)
-        args.out_dir.mkdir(parents=True, exist_ok=True)
+        check_out_dir(args.out_dir)
+        if args.max_pictures < 1:
+            raise UsageError(f'--max-pictures {args.max_pictures}: give at least 1')
+        coco, results = COCO(args.annotations), load(args.predictions)[: args.max_pictures]
+        if not results:
+            raise UsageError(f'{args.predictions} holds no predictions')
+        files = [Path(result['img_path']).resolve() for result in results]
+        names = name_outputs(files, ['.png'], taken=[OVERVIEW])
         pictures = []
-        for result in tqdm(results[: args.max_pictures], desc=f'drawing to {args.out_dir}'):
+        for file, result in zip(
+            files, tqdm(results, desc=f'drawing to {args.out_dir}'), strict=True
+        ):
             pictures.append(compare(result, coco, args.side, args.score_thr))
-            name = Path(result['img_path']).with_suffix('.png').name
-            cv2.imwrite(str(args.out_dir / name), pictures[-1])
-        cv2.imwrite(str(args.out_dir / 'overview.png'), overview(pictures))
+            write_image(args.out_dir / f'{names[file]}.png', pictures[-1])
+        write_image(args.out_dir / OVERVIEW, overview(pictures))
 
 
 if __name__ == '__main__':

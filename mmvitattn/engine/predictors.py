@@ -1,0 +1,244 @@
+"""Detection, segmentation and classification behind one interface, on the toolboxes' inferencers:
+BGR arrays in, pictures and plain data out. See :mod:`.inference` for how to build one.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmengine.structures import PixelData
+from torch import nn
+
+CIFAR_SIDE = 32
+TOP = 5  # labels of a classification
+SIDE_DRAWN = 384  # smaller pictures are enlarged, so that captions fit
+
+
+class Predictor:
+    """Predictions for BGR arrays.
+
+    Args:
+        inferencer: the toolbox's.
+        cfg: the config.
+        names: class names, by label.
+    """
+
+    default_score_thr = 0.0
+
+    def __init__(self, inferencer: Any, cfg: Config, names: Sequence[str]) -> None:
+        self.inferencer, self.cfg, self.names = inferencer, cfg, names
+        self.model: nn.Module = inferencer.model
+
+    def pack(self, image: np.ndarray) -> dict:
+        """Runs the test pipeline.
+
+        Args:
+            image: BGR, (H, W, 3), uint8.
+
+        Returns:
+            ``inputs``, the network's picture (3, H', W') before normalisation, and
+            ``data_samples``.
+        """
+        return self.inferencer.pipeline(image)
+
+    def collate(self, packed: list[dict]) -> dict:
+        """A batch for the model, of pictures of one size."""
+        return self.inferencer.collate_fn(packed)
+
+    def shown(self, packed: dict) -> np.ndarray:
+        """The network's picture as RGB, (H', W', 3), uint8."""
+        image = packed['inputs'].permute(1, 2, 0).clamp(0, 255).to(torch.uint8).numpy()
+        return image[..., ::-1]
+
+    def predict(self, images: Sequence[np.ndarray]) -> list:
+        """Predicts for pictures of any sizes; those of one size go through the network together.
+
+        Padding some would change what attention sees.
+
+        Args:
+            images: BGR, (H, W, 3), uint8.
+
+        Returns:
+            The toolbox's data sample of each picture, on the CPU.
+        """
+        packed = [self.pack(image) for image in images]
+        groups: dict[tuple, list[int]] = {}
+        for i, data in enumerate(packed):
+            groups.setdefault(tuple(data['inputs'].shape), []).append(i)
+        samples = {}
+        for group in groups.values():
+            predicted = self.inferencer.forward(self.collate([packed[i] for i in group]))
+            samples.update(zip(group, predicted, strict=True))
+        return [samples[i].cpu() for i in range(len(images))]
+
+    def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        """The picture with the prediction drawn on it, BGR; small pictures are enlarged."""
+        raise NotImplementedError
+
+    def describe(self, sample: Any, score_thr: float) -> dict:
+        """The prediction as plain data."""
+        raise NotImplementedError
+
+    def name(self, label: int) -> str:
+        """Name of a class."""
+        return str(self.names[label]) if label < len(self.names) else f'class {label}'
+
+    def label_map(self, sample: Any) -> np.ndarray | None:
+        """Class of each pixel, (H, W); ``None`` for other tasks than segmentation."""
+        return None
+
+
+class DetectionPredictor(Predictor):
+    """Boxes, and masks where the model has them."""
+
+    default_score_thr = 0.3
+
+    def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        """See the base class."""
+        image, factor = enlarged(image)
+        sample = sample.clone()
+        order = sample.pred_instances.scores.argsort()  # the surest last, on top
+        instances = sample.pred_instances = sample.pred_instances[order]
+        instances.bboxes = instances.bboxes * factor
+        if 'masks' in instances:
+            masks = instances.masks.repeat_interleave(factor, 1)
+            instances.masks = masks.repeat_interleave(factor, 2)
+        visualizer = self.inferencer.visualizer
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # boxes may touch the border
+            visualizer.add_datasample(
+                'prediction', to_rgb(image), sample, draw_gt=False, pred_score_thr=score_thr
+            )
+        return to_bgr(visualizer.get_image())
+
+    def describe(self, sample: Any, score_thr: float) -> dict:
+        """``detections``: label, score, box [x1, y1, x2, y2] in pixels, mask as COCO's RLE."""
+        instances = sample.pred_instances
+        instances = instances[instances.scores > score_thr]
+        detections = []
+        for i in range(len(instances)):
+            label = int(instances.labels[i])
+            detection = dict(
+                label=self.name(label),
+                label_id=label,
+                score=round(float(instances.scores[i]), 4),
+                box=[round(x, 2) for x in instances.bboxes[i].tolist()],
+            )
+            if 'masks' in instances:
+                detection['mask'] = _run_lengths(instances.masks[i].numpy())
+            detections.append(detection)
+        return dict(detections=detections)
+
+
+class SegmentationPredictor(Predictor):
+    """A class for each pixel."""
+
+    def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        """See the base class."""
+        image, factor = enlarged(image)
+        if factor > 1:
+            labels = sample.pred_sem_seg.data.repeat_interleave(factor, 1)
+            sample = type(sample)()
+            sample.pred_sem_seg = PixelData(data=labels.repeat_interleave(factor, 2))
+        visualizer = self.inferencer.visualizer
+        visualizer.alpha = 0.5
+        visualizer.add_datasample(
+            'prediction', to_rgb(image), sample, draw_gt=False, with_labels=True
+        )
+        return to_bgr(visualizer.get_image())
+
+    def describe(self, sample: Any, score_thr: float) -> dict:
+        """``classes``: those present, with their share of the pixels, largest first."""
+        labels, counts = np.unique(self.label_map(sample), return_counts=True)
+        order = np.argsort(-counts, kind='stable')
+        classes = [
+            dict(
+                label=self.name(int(labels[i])),
+                label_id=int(labels[i]),
+                share=round(float(counts[i] / counts.sum()), 6),
+            )
+            for i in order
+        ]
+        return dict(classes=classes)
+
+    def label_map(self, sample: Any) -> np.ndarray:
+        """Class of each pixel, (H, W), in 8 bits where they suffice."""
+        labels = sample.pred_sem_seg.data[0].numpy()
+        return labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+
+
+class ClassificationPredictor(Predictor):
+    """A label for each picture."""
+
+    def pack(self, image: np.ndarray) -> dict:
+        """See the base class."""
+        height, width = shape = image.shape[:2]
+        data = dict(ori_shape=shape)
+        if self._is_cifar:  # no loader in the pipeline: the data set gives RGB of 32 x 32
+            image = to_rgb(image)
+            image = cv2.resize(image, (CIFAR_SIDE,) * 2, interpolation=cv2.INTER_AREA)
+            data['scale_factor'] = (CIFAR_SIDE / width, CIFAR_SIDE / height)
+        return self.inferencer.pipeline(dict(data, img=image, img_shape=image.shape[:2]))
+
+    def collate(self, packed: list[dict]) -> dict:
+        """See the base class."""
+        return default_collate(packed)
+
+    def shown(self, packed: dict) -> np.ndarray:
+        """See the base class."""
+        image = super().shown(packed)
+        return image[..., ::-1] if self._is_cifar else image
+
+    @property
+    def _is_cifar(self) -> bool:
+        return str(self.cfg.test_dataloader.dataset.type).startswith('CIFAR')
+
+    def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        """See the base class."""
+        from mmpretrain.visualization import UniversalVisualizer
+
+        image, _ = enlarged(image)
+        if self.inferencer.visualizer is None:
+            self.inferencer.visualizer = UniversalVisualizer()
+        drawn = self.inferencer.visualizer.visualize_cls(
+            to_rgb(image), sample, classes=self.names or None, draw_gt=False
+        )
+        return to_bgr(drawn)
+
+    def describe(self, sample: Any, score_thr: float) -> dict:
+        """``labels``: the best five with their scores, the best one in any case."""
+        scores, labels = sample.pred_score.topk(min(TOP, len(sample.pred_score)))
+        found = [
+            dict(label=self.name(label), label_id=label, score=round(score, 4))
+            for score, label in zip(scores.tolist(), labels.tolist(), strict=True)
+        ]
+        return dict(labels=[found[0], *(f for f in found[1:] if f['score'] > score_thr)])
+
+
+def enlarged(image: np.ndarray) -> tuple[np.ndarray, int]:
+    """A small picture by a whole factor, for drawing, and the factor."""
+    factor = max(1, -(-SIDE_DRAWN // max(image.shape[:2])))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), factor
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """BGR to RGB."""
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def to_bgr(image: np.ndarray) -> np.ndarray:
+    """RGB to BGR."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+
+
+def _run_lengths(mask: np.ndarray) -> dict:
+    from pycocotools import mask as coco_mask
+
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return dict(size=list(encoded['size']), counts=encoded['counts'].decode())

@@ -1,0 +1,134 @@
+"""Scalars that MMEngine logs during training, read back as curves."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import UsageError
+
+SCALARS = 'scalars.json'
+POSITIONS = ('step', 'epoch', 'iter')
+TIMES = ('time', 'data_time')  # of validation as well as of training
+
+
+class Curve(NamedTuple):
+    """Values of one key over training, in order."""
+
+    iterations: list[int]
+    values: list[float]
+
+
+class RunLog:
+    """Log of one run, its restarts joined.
+
+    A restart that resumes from an earlier checkpoint replaces what was logged behind it.
+
+    Args:
+        name: what to call the run.
+        curves: curve of each key.
+        metrics: those of the keys that validation logged.
+        iterations_per_epoch: ``None`` for a run by iterations.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        curves: dict[str, Curve],
+        metrics: set[str],
+        iterations_per_epoch: int | None,
+    ) -> None:
+        self.name, self.curves, self.metrics = name, curves, metrics
+        self.iterations_per_epoch = iterations_per_epoch
+
+    def positions(self, key: str, by_epoch: bool) -> list[float]:
+        """Where the values of a curve stand, in epochs or iterations."""
+        factor = self.iterations_per_epoch if by_epoch else 1
+        return [iteration / factor for iteration in self.curves[key].iterations]
+
+
+def read_run(run: str | Path, name: str | None = None) -> RunLog:
+    """Reads the log of a run.
+
+    Args:
+        run: its work dir, or one JSON file of scalars.
+        name: what to call it; default the folder's name.
+
+    Returns:
+        The log.
+
+    Raises:
+        UsageError: if there is no such run, it has logged no training, or a file is damaged.
+    """
+    run = Path(run)
+    if run.is_dir():
+        # A folder for each start, named by its time.
+        files = sorted(run.glob(f'*/vis_data/{SCALARS}')) or sorted(run.rglob(SCALARS))
+    elif run.is_file():
+        files = [run]
+    else:
+        raise UsageError(f'there is no run {run}: name a work dir or its {SCALARS}')
+    starts = [entries for file in files if (entries := _read_entries(file))]
+    starts = [entries for entries in starts if any('iter' in entry for entry in entries)]
+    if not starts:
+        raise UsageError(f'{run} has logged no training: there is no {SCALARS} with iterations')
+    per_epoch = _iterations_per_epoch(entry for entries in starts for entry in entries)
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    metrics = set()
+    for entries in starts:
+        first = min(entry['step'] for entry in entries if 'iter' in entry)
+        for known in points.values():  # what this start does again
+            for iteration in [i for i in known if i >= first]:
+                del known[iteration]
+        for entry in entries:
+            iteration, validation = _iteration(entry, per_epoch)
+            for key, value in entry.items():
+                if key not in POSITIONS and not (validation and key in TIMES):
+                    points[key][iteration] = value
+                    metrics.update([key] if validation else [])
+    curves = {
+        key: Curve(*map(list, zip(*sorted(known.items()), strict=True)))
+        for key, known in points.items()
+        if known
+    }
+    return RunLog(name or run.resolve().name, curves, metrics, per_epoch)
+
+
+def _read_entries(file: Path) -> list[dict]:
+    entries = []
+    lines = file.read_text(encoding='utf-8').splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            numbers = {k: v for k, v in entry.items() if isinstance(v, int | float)}
+            numbers['step'] = int(numbers['step'])
+        except (ValueError, KeyError, AttributeError):
+            if number == len(lines):
+                break  # cut off where the run was killed
+            raise UsageError(f'{file}, line {number}: no entry of scalars: {line[:60]}') from None
+        entries.append(numbers)
+    return entries
+
+
+def _iterations_per_epoch(entries: Iterable[dict]) -> int | None:
+    """From the first entry of each epoch, which comes after a fixed number of iterations."""
+    first: dict[int, int] = {}
+    last = 0.0
+    for entry in entries:
+        if 'iter' in entry and 'epoch' in entry:
+            epoch, step = int(entry['epoch']), entry['step']
+            first[epoch] = min(step, first.get(epoch, step))
+            last = max(last, step / epoch)
+    if not first:
+        return None
+    lengths = [first[e + 1] - first[e] for e in first if e + 1 in first]
+    return int(statistics.median(lengths)) if lengths else max(1, round(last))
+
+
+def _iteration(entry: dict, per_epoch: int | None) -> tuple[int, bool]:
+    """Where an entry stands, and whether validation logged it; then its step may be an epoch."""
+    if 'iter' in entry:
+        return entry['step'], False
+    return entry['step'] * (per_epoch or 1), True
