@@ -1,0 +1,70 @@
+"""The example programs of the documentation."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+def run(arguments, folder, **env):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', **env}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+    assert done.returncode == 0, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backbone', ['linglo_b0', 'qna_vit_tiny', 'sag_small'])
+def test_segmenter_in_plain_pytorch_learns(backbone, root, tmp_path):
+    example = root / 'docs/examples/segment_shapes.py'
+    printed = run([example, backbone, '60'], tmp_path)
+    losses = [float(loss) for loss in re.findall(r'loss (\d+\.\d+)', printed)]
+    assert len(losses) == 60
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+
+
+def test_new_backbone_keeps_the_contract(root):
+    """As docs/new_backbone.md says: the contract's tests, in a process that knows it."""
+    contract = 'tests/test_models/test_contract.py'
+    options = ['-q', '-p', 'no:cacheprovider', '-p', 'pool_net', '-k', 'pool_net']
+    printed = run(
+        ['-m', 'pytest', *options, contract], root, PYTHONPATH=str(root / 'docs/examples')
+    )
+    passed = re.search(r'(\d+) passed', printed)
+    assert passed and int(passed.group(1)) >= 15 and 'skipped' not in printed
+
+
+def test_new_backbone_is_found_by_name(root, tmp_path):
+    code = (
+        'import importlib, pool_net\n'
+        'from mmengine.registry import DefaultScope\n'
+        "for scope in ('mmdet', 'mmseg', 'mmpretrain'):\n"
+        '    DefaultScope.get_instance(scope, scope_name=scope)\n'
+        "    models = importlib.import_module(f'{scope}.registry').MODELS\n"
+        "    model = models.build(dict(type='mmvitattn.PoolNet', out_indices=(1, 3)))\n"
+        '    print(model.feature_info.channels(), model.feature_info.reduction())\n'
+    )
+    printed = run(['-c', code], tmp_path, PYTHONPATH=str(root / 'docs/examples'))
+    assert printed.splitlines()[-3:] == ['[64, 256] [8, 32]'] * 3
+
+
+@pytest.mark.slow
+def test_first_steps_can_be_recorded_again(root, tmp_path, small_shapes):
+    """From a wheel, in an environment of its own, with the commands that the page shows."""
+    photograph = small_shapes / 'coco/val2017/000000000001.jpg'
+    page = tmp_path / 'first_steps.md'
+    recorder = root / 'docs/make_first_steps.py'
+    run([recorder, photograph, '--out', page, '--num-train', '16', '--epochs', '1'], tmp_path)
+
+    def first_words(text):
+        code = ''.join(re.findall(r'^```bash\n(.*?)^```$', text, re.MULTILINE | re.DOTALL))
+        return [line.split()[:4] for line in code.splitlines() if not line.startswith(' ')]
+
+    recorded, shown = page.read_text(), (root / 'docs/first_steps.md').read_text()
+    assert first_words(recorded) == first_words(shown)
+    for text in (recorded, shown):
+        assert 'Successfully installed mmvitattn' in text and '1 of 1 files predicted' in text
+        assert str(root) not in text and '/tmp/' not in text
