@@ -1,0 +1,314 @@
+"""The benchmark's mechanics; nothing here asserts a time."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip('timm')
+TOOL = 'tools/analysis_tools/benchmark.py'
+MACHINE_ARGS = (torch.device('cpu'), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def benchmarking_is_found(monkeypatch, root):
+    """Its parts lie beside the tool."""
+    monkeypatch.syspath_prepend(root / 'tools/analysis_tools')
+
+
+def make_group(names, modes=('forward', 'forward+backward'), **size):
+    from benchmarking import cases
+
+    size = cases.Size(**{**dict(batch=2, height=9, width=11, channels=16, heads=2), **size})
+    return cases.Group('made', 'Made', '', names[0], [cases.Case(size, names, modes)], 'positions')
+
+
+def run(*groups, rounds=1, dtype=torch.float32):
+    from benchmarking import calls
+    from benchmarking.run import Options, run
+
+    machine = calls.Machine(torch.device('cpu'), dtype)
+    threads = torch.get_num_threads()
+    return run(groups, Options(machine, threads, 0.1, rounds, measures_memory=False))
+
+
+def output_and_grad(group, name, mode):
+    from benchmarking import calls
+
+    call = calls.Call(group, group.cases[0], name, mode, calls.Machine(*MACHINE_ARGS))
+    (output,) = call.outputs()
+    if not call.trains:
+        return [output]
+    torch.manual_seed(1)
+    output.backward(torch.randn_like(output))
+    return [output, *(tensor.grad for tensor in call.inputs if tensor.requires_grad)]
+
+
+def twins():
+    """Names of layers that must compute the same, with the size at which they are compared."""
+    window = [f'unfold, learned queries{end}' for end in ('', ', channels-last')]
+    window.append('QnA, loop over offsets')
+    for name in window:
+        yield name, 'QnA', dict(kernel_size=3)
+        yield name, 'QnA', dict(kernel_size=7, height=5)  # a window larger than the map
+    yield 'unfold (SASA), channels-last', 'unfold (SASA)', dict(kernel_size=5)
+    yield 'key-only, folded', 'key-only, plain', {}
+    yield 'dot product, plain softmax', 'SDPA', {}
+
+
+@pytest.mark.parametrize('mode', ['forward', 'forward+backward'])
+@pytest.mark.parametrize('name, twin, size', twins())
+def test_layers_that_should_compute_the_same(name, twin, size, mode):
+    from benchmarking import layers  # noqa: F401  (registers them)
+
+    group = make_group((name, twin), **size)
+    ours, theirs = (output_and_grad(group, n, mode) for n in (name, twin))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_half_precision():
+    from benchmarking import attention
+
+    group = attention.window_group('window', (9, 11), 1, kernel_sizes=(3,), channels=16)
+    found = run(group, dtype=torch.bfloat16)
+    assert [m.left_out for m in found] == [None] * len(found)
+    assert any(m.difference for m in found)  # it did run in bfloat16
+
+
+@pytest.mark.parametrize('arch, side', [('small', 32), ('tiny', 40), ('CIFAR', 12)])
+def test_sag_one_by_one(arch, side):
+    from benchmarking import attention
+
+    group = attention.sag_group({arch: side}, batch=2)
+    ours, theirs = (output_and_grad(group, n, 'forward')[0] for n in group.cases[0].names)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_contestants_that_fail_are_named_and_the_others_go_on(monkeypatch):
+    from benchmarking import cases, layers
+
+    monkeypatch.setattr(cases, 'CONTESTANTS', cases.CONTESTANTS.copy())
+    for module in ('calls', 'run'):
+        monkeypatch.setattr(f'benchmarking.{module}.CONTESTANTS', cases.CONTESTANTS)
+
+    @cases.contestant('other weights', same_as='key-only')
+    def other_weights(size):
+        """Differs."""
+        torch.manual_seed(99)
+        return layers.key_only(size)
+
+    @cases.contestant('broken')
+    def broken(size):
+        """Raises."""
+        return torch.nn.Linear(size.channels + 1, 1)
+
+    @cases.contestant('missing')
+    def missing(size):
+        """Cannot be had."""
+        raise cases.Unavailable('it is elsewhere')
+
+    names = ('key-only', 'other weights', 'broken', 'missing')
+    found = {m.name: m for m in run(make_group(names, modes=('forward',)), rounds=3)}
+    assert len(found['key-only'].seconds) == 3 and found['key-only'].speedups == [1, 1, 1]
+    assert found['other weights'].failed and 'differs' in found['other weights'].left_out
+    assert found['broken'].failed and 'RuntimeError' in found['broken'].left_out
+    assert found['missing'].left_out == 'it is elsewhere' and not found['missing'].failed
+
+
+def test_every_round_runs_everything_once_in_changing_order():
+    from benchmarking import timing
+
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in 'abc'}
+    expected = dict.fromkeys('abc', 1.0)  # so slow that a sample is one call
+    times = timing.interleave(calls, expected, 0.0, 20, torch.device('cpu'))
+    rounds = [''.join(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert len(rounds) == 20 and all(sorted(r) == ['a', 'b', 'c'] for r in rounds)
+    assert len(set(rounds)) > 3
+    assert all(len(values) == 20 for values in times.values())
+
+
+MEMORY_SCRIPT = """
+import os, signal, torch
+from benchmarking import memory
+from benchmarking.cases import Unavailable
+
+def hold(mebibytes):
+    return torch.ones(mebibytes, 1 << 18)
+
+def call():  # 64 with 32 beside it at the peak; then 48
+    a = hold(64)
+    b = hold(32)
+    del a
+    c = hold(16)
+
+def probe():
+    kept = hold(100)
+    call()
+    return memory.peak_on_cpu(call)
+
+def fails():
+    raise RuntimeError('it fails')
+
+print(memory.in_child(probe, 1) / 2**20)
+for function in (fails, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+    try:
+        memory.in_child(function, 1)
+    except Unavailable as reason:
+        print(reason)
+"""
+
+
+def test_peak_memory_is_what_is_alive_at_once(root):
+    from benchmarking import allocator
+
+    path = {'PYTHONPATH': str(root / 'tools/analysis_tools')}
+    done = subprocess.run(
+        [sys.executable, '-c', MEMORY_SCRIPT],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **path, **allocator.TIMING},
+    )
+    peak, failed, killed = done.stdout.splitlines()
+    assert float(peak) == pytest.approx(96, abs=1)
+    assert failed == 'failed: RuntimeError: it fails'
+    assert killed.startswith('its process was ended by the system')
+
+
+def test_flops_of_both_dot_product_forms():
+    from benchmarking import calls, layers  # noqa: F401
+
+    positions, channels, batch = 9 * 11, 16, 2
+    expected = 2 * batch * (4 * positions * channels**2 + 2 * positions**2 * channels)
+    names = ('SDPA', 'dot product, plain softmax')
+    group = make_group(names)
+    for name in names:
+        for mode, factor in (('forward', 1), ('forward+backward', 3)):
+            call = calls.Call(group, group.cases[0], name, mode, calls.Machine(*MACHINE_ARGS))
+            assert call.count_flops() == factor * expected
+
+
+def measurement(name, seconds, place=100.0, peak=None):
+    from benchmarking.run import Measurement
+
+    return Measurement('made', f'{place:g}', place, 'forward', name, seconds, peak_bytes=peak)
+
+
+def test_slopes():
+    from benchmarking import results
+
+    group = make_group(('linear', 'quadratic'))
+    found = results.slopes(
+        [group],
+        [
+            measurement(name, [1e-6 * n**power] * 3, n, 1000 * n)
+            for name, power in (('linear', 1), ('quadratic', 2))
+            for n in (100.0, 400.0, 1600.0)
+        ],
+    )
+    slopes = {(s.name, s.measure): (s.slope, s.first, s.last) for s in found}
+    assert slopes['linear', 'time'] == pytest.approx((1, 100, 1600))
+    assert slopes['quadratic', 'time'] == pytest.approx((2, 100, 1600))
+    assert slopes['quadratic', 'memory'] == pytest.approx((1, 100, 1600))
+
+
+def test_targets_are_judged_against_the_best_baseline_round_by_round():
+    from benchmarking import targets
+
+    measurements = [
+        measurement('ours', [1.0, 2.0, 1.0], peak=10),
+        measurement('slow', [9.0, 9.0, 9.0], peak=30),
+        measurement('fast', [4.0, 10.0, 3.0], peak=40),
+    ]
+    place, baselines = ('made', '100'), ('slow', 'fast')
+
+    def verdict(kind, bound, ours='ours'):
+        target = targets.Target('it', kind, bound, place, 'forward', ours, baselines)
+        return targets.judge([target], measurements, [])[0]
+
+    speed = verdict(targets.SPEED, 4)
+    assert (speed.measured, speed.baseline, speed.met) == (4.0, 'fast', True)
+    assert verdict(targets.SPEED, 4.1).met is False
+    assert verdict(targets.TIME, 0.25).met is True and verdict(targets.TIME, 0.24).met is False
+    memory = verdict(targets.MEMORY, 0.3)
+    assert (memory.baseline, memory.met) == ('slow', False)
+    assert memory.measured == pytest.approx(1 / 3)
+    assert verdict(targets.SPEED, 4, ours='absent').met is None
+
+
+@pytest.mark.parametrize('quick', [True, False])
+def test_every_target_is_of_a_case_that_is_measured(quick):
+    from benchmarking.targets import Plan
+
+    plan = Plan(quick)
+    found = {
+        (g.key, c.label, mode, name)
+        for g in plan.groups
+        for c in g.cases
+        for mode in c.modes
+        for name in c.names
+    }
+    for target in plan.targets:
+        for name in (target.ours, *target.baselines[:1]):
+            assert (*target.place, target.mode, name) in found, target
+
+
+def report_of(run_tool, folder, *arguments):
+    """Runs the tool with tiny sizes; returns the report as printed and as data."""
+    done = run_tool(TOOL, *arguments, '--quick', '--threads', 1, '--out-dir', folder)
+    text = (folder / 'report.md').read_text()
+    assert text in done.stdout
+    data = json.loads((folder / 'report.json').read_text())
+    for key in data['groups']:
+        assert (folder / f'{key}.png').read_bytes().startswith(b'\x89PNG')
+    return text, data
+
+
+def test_one_group(run_tool, tmp_path):
+    text, data = report_of(run_tool, tmp_path / 'new', 'attention', '--only', 'global')
+    assert data['conditions']['allocator']['MALLOC_MMAP_MAX_'] == '0'
+    assert data['conditions']['threads'] == 1
+    measured = data['measurements']
+    assert {m['name'] for m in measured} >= {'key-only', 'key-only, folded', 'SDPA'}
+    assert all(m['left_out'] is None and len(m['seconds']) == 2 for m in measured)
+    assert all(m['peak_bytes'] is not None and m['flops'] > 0 for m in measured)
+    assert '| 14 x 14 x 64, batch 1 | key-only |' in text and '## Slopes' in text
+
+
+def test_refusals_name_the_remedy(monkeypatch, root, tmp_path):
+    from mmvitattn.engine.errors import UsageError
+
+    spec = importlib.util.spec_from_file_location('benchmark_tool', root / TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(sys, 'argv', [TOOL, 'attention', '--out-dir', str(tmp_path)])
+    args = tool.parse_args()
+    assert tool.check(args) == tmp_path  # empty
+    (tmp_path / 'report.md').touch()
+    with pytest.raises(UsageError, match='is there already: name a new'):
+        tool.check(args)
+    args.only = ['nothing']
+    with pytest.raises(UsageError, match='nothing: choose of window, dense_map, global, sag'):
+        tool.plan(args)
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(UsageError, match=r'timm is not installed.*\[benchmark\]'):
+        tool.check(args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', ['attention', 'backbone', 'detector', 'targets'])
+def test_whole_command(run_tool, tmp_path, command):
+    _, data = report_of(run_tool, tmp_path / 'new', command)
+    left_out = {m['name']: m['left_out'] for m in data['measurements'] if m['left_out']}
+    assert all('LinGlo has no option' in reason for reason in left_out.values()), left_out
+    differences = [m['difference'] for m in data['measurements'] if m['difference'] is not None]
+    assert differences or command == 'detector'
+    assert max(differences, default=0) < 1e-4  # batch norms of few positions round much
+    if command == 'targets':
+        assert all(target['measured'] is not None for target in data['targets'])
+        assert len(data['targets']) == 32
