@@ -18,6 +18,7 @@ from .backbones import (
     SAG_SMALL,
     SAG_SMALL_ONE,
     SAG_SMALL_POOLED,
+    SAG_SMALL_POOLED_MORE,
     SAG_TINY,
     SAG_TINY_ONE,
     SWIN,
@@ -64,6 +65,7 @@ def groups(quick: bool, batch: int) -> list[Group]:
         classification_group(batch, SIDE, everything, TRAINED),
         resolution_group(SIDES, DENSE, DETECTION),
         figure_4_group(SIDES),
+        pooling_group(DETECTION),
     ]
 
 
@@ -122,3 +124,16 @@ def figure_4_group(sides: tuple[int, ...]) -> Group:
     title = 'Key-only against dot-product attention, LinGlo-b0'
     options = dict(axis='pixels', images=True, autocast=True, least_rounds=3)
     return Group('figure_4', title, text, LINGLO_B0, cases, **options)
+
+
+def pooling_group(size: tuple[int, int]) -> Group:
+    """SAG's global attention at the size of detection, with and without pooled keys and values.
+
+    Args:
+        size: height and width of the image, in pixels.
+    """
+    names = (SAG_SMALL, SAG_SMALL_POOLED, SAG_SMALL_POOLED_MORE)
+    text = 'Global attention over all keys and values, or over averages of them in each stage.'
+    options = dict(images=True, autocast=True, least_rounds=1)
+    case = Case(Size(1, *size), names, (FORWARD,))
+    return Group('pooling', 'SAG for detection', text, SAG_SMALL, [case], **options)

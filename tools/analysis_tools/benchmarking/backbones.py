@@ -21,6 +21,7 @@ QNA_TINY, QNA_TINY_7, QNA_SMALL = 'QnA-ViT-tiny', 'QnA-ViT-tiny 7x7', 'QnA-ViT-s
 SAG_SMALL, SAG_TINY = 'SAG-small', 'SAG-tiny'
 SAG_SMALL_ONE, SAG_TINY_ONE = 'SAG-small, one by one', 'SAG-tiny, one by one'
 SAG_SMALL_POOLED = 'SAG-small, kv_pools (4, 2, 1)'
+SAG_SMALL_POOLED_MORE = 'SAG-small, kv_pools (8, 4, 2)'
 SWIN, SWIN_SDPA, PVT = 'Swin-T', 'Swin-T, SDPA', 'PVTv2-B2'
 CONVNEXT, CONVNEXT_LAST = 'ConvNeXt-T', 'ConvNeXt-T, channels_last'
 RESNET, RESNET_LAST = 'ResNet-50', 'ResNet-50, channels_last'
@@ -87,6 +88,12 @@ def sag_small_one_by_one(size: Size) -> nn.Module:
 def sag_small_pooled(size: Size) -> nn.Module:
     """SAG-small with averaged keys and values, as in our detectors; no part of the paper."""
     return SAGViT('small', drop_path_rate=0.0, kv_pools=(4, 2, 1))
+
+
+@contestant(SAG_SMALL_POOLED_MORE)
+def sag_small_pooled_more(size: Size) -> nn.Module:
+    """The same with twice the pools."""
+    return SAGViT('small', drop_path_rate=0.0, kv_pools=(8, 4, 2))
 
 
 @contestant(SAG_TINY)
