@@ -15,7 +15,7 @@ def families() -> dict[str, type[PyramidBackbone]]:
     return {
         cls.__module__.rpartition('.')[2]: cls
         for cls in MODELS.module_dict.values()
-        if issubclass(cls, PyramidBackbone)
+        if isinstance(cls, type) and issubclass(cls, PyramidBackbone)
     }
 
 

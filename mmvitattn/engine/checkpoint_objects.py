@@ -6,7 +6,7 @@ here, which checks its arguments, stands in its place.
 
 import math
 import re
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,7 @@ MMENGINE = ReadableObjects(
         ('_codecs', 'encode'): _encode,
         ('builtins', 'getattr'): _get_attribute,
         ('__builtin__', 'getattr'): _get_attribute,
+        ('collections', 'Counter'): Counter,  # of MultiStepLR's milestones
         ('collections', 'defaultdict'): defaultdict,
         ('collections', 'deque'): deque,
         ('mmengine.config.config', 'ConfigDict'): ConfigDict,

@@ -26,7 +26,8 @@ class ShardedStrategy(FSDPStrategy):
             ``['LinGloBlock']``. Smaller parts do not do: the attention layers read the weights of
             their linear maps instead of calling these, and only a call gathers what is sharded.
         model_wrapper: further arguments of MMFullyShardedDataParallel, e.g. ``mixed_precision``.
-        state_dict_cfg: 'full' for one file, 'local' for a folder with a file for each process.
+        state_dict_cfg: 'full' for one file, 'local' for a folder with a file a process, from
+            which the tools do not resume.
         kwargs: see MMEngine's FSDPStrategy.
 
     Raises:

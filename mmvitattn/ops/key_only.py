@@ -121,10 +121,11 @@ def folded(
     """
     with without_autocast(x):
         precise = precise_dtype(x)
-        (key, key_bias), (value, value_bias), (gate, gate_bias), (out, out_bias) = (
+        # A list: torch.compile of torch 2.1 cannot unpack a generator.
+        (key, key_bias), (value, value_bias), (gate, gate_bias), (out, out_bias) = [
             (weight.to(precise), 0.0 if bias is None else bias.to(precise))
             for weight, bias in (key, value, gate, out)
-        )
+        ]
         keys = key.unflatten(0, saliency.shape)  # (h, d, C)
         vectors = torch.einsum('hd,hdc->hc', saliency.to(precise) * keys.shape[1] ** -0.5, keys)
         means = saliency_means(x, vectors)  # (B, h, C)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
 from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
@@ -38,6 +39,22 @@ def message_hub():
     hub.update_info('eta', np.float64(3.25))
     hub.update_info('best', torch.tensor(1.0))
     return hub.state_dict()
+
+
+SCHEDULES = [
+    dict(type='LinearLR', start_factor=0.1, end=5),
+    dict(type='MultiStepLR', milestones=[8, 8, 11]),
+    dict(type='CosineAnnealingLR', T_max=10),
+    dict(type='PolyLR', power=0.9, end=10),
+]
+
+
+@pytest.mark.parametrize('settings', SCHEDULES, ids=lambda settings: settings['type'])
+def test_reads_the_state_of_every_schedule_of_the_configs(settings, tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    schedule = PARAM_SCHEDULERS.build(dict(settings, optimizer=optimizer))
+    torch.save(dict(param_schedulers=[schedule.state_dict()]), tmp_path / 'last.pth')
+    assert load_checkpoint(tmp_path / 'last.pth')['param_schedulers'] == [schedule.state_dict()]
 
 
 @pytest.mark.parametrize('zipped', [True, False])

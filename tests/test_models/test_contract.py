@@ -5,87 +5,25 @@ one block each; `-m slow` runs the whole archs through the same tests.
 """
 
 import copy
+import importlib.util
 import inspect
+import json
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from mmvitattn import build_backbone
+from mmvitattn import build_backbone, list_backbones
 from mmvitattn.models.base import PyramidBackbone
 from mmvitattn.zoo import families
 
-FAMILIES = families()
-ARCHS = {
-    f'{family}_{arch}': (cls, settings)
-    for family, cls in FAMILIES.items()
-    for arch, settings in cls.arch_zoo.items()
-}
-FULL_SIZE = [
-    pytest.param((name, True), marks=pytest.mark.slow, id=f'{name}-full') for name in ARCHS
-]
-CASES = [pytest.param((name, False), id=name) for name in ARCHS] + FULL_SIZE
-
-
-def shortened(cls, settings):
-    """An arch of the last two stages, each with one block of each kind."""
-    arch = dict(settings, drop_path_rate=0.0)
-    for key in cls.stage_keys:
-        arch[key] = settings[key][-2:]
-        if key.endswith('depths'):
-            arch[key] = tuple(min(depth, 1) for depth in arch[key])
-    return arch
-
-
-def short_backbone(name, **options):
-    """A family's first arch, shortened."""
-    cls = FAMILIES[name]
-    return cls(shortened(cls, next(iter(cls.arch_zoo.values()))), **options)
-
-
-class Case:
-    """Builds a backbone with any options; holds one in evaluation mode that no test may change."""
-
-    def __init__(self, name, full):
-        self.family, settings = ARCHS[name]
-        self.arch = shortened(self.family, settings)
-        if full:
-            self.arch = dict(settings, drop_path_rate=0.0)
-        torch.manual_seed(0)
-        self.backbone = self.build().eval()
-        self.num_stages = len(self.backbone.out_indices)
-
-    def build(self, **options):
-        return self.family(self.arch, **options)
-
-    def image(self, batch=2):
-        side = self.backbone.min_size
-        return torch.randn(batch, 3, side + 1, side + 6)
-
-    def train_copy(self, **options):
-        """A backbone of the same weights with other options, in training mode."""
-        model = self.build(**options).train()
-        model.load_state_dict(self.backbone.state_dict(), strict=False)
-        return model
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_start_values():
-    """A truncated normal takes most of the time that building takes."""
-
-    def normal(tensor, mean=0.0, std=1.0, a=-2.0, b=2.0, generator=None):
-        return nn.init.normal_(tensor, mean, std)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.init, 'trunc_normal_', normal)
-        yield
-
-
-@pytest.fixture(scope='module', params=CASES)
-def case(request):
-    return Case(*request.param)
+FAMILIES, TWO_STEPS = families(), Path(__file__).with_name('two_steps.py')
+ARCHS = list_backbones()
+pytestmark = pytest.mark.usefixtures('quick_start_values')
 
 
 def loss_of(outputs):
@@ -103,21 +41,14 @@ def test_pyramid_of_the_whole_arch(name):
     """Channels, strides, and a layer depth for every parameter; nothing is computed."""
     with torch.device('meta'):
         model = build_backbone(name)
-        sizes = ((1, 1, 1), (1, 2, 3)) if model.min_size < 32 else ((2, 1, 1), (1, 7, 5))
-        for batch, *factors in sizes:
-            for size in (
-                [model.min_size * factor for factor in factors],
-                [
-                    model.min_size * factor + odd
-                    for factor, odd in zip(factors, (1, 3), strict=True)
-                ],
-            ):
-                outputs = model(torch.empty(batch, 3, *size))
-                assert len(outputs) == len(model.out_indices)
-                for output, info in zip(outputs, model.feature_info, strict=True):
-                    grid = [-(-side // info['reduction']) for side in size]
-                    assert output.shape == (batch, info['num_chs'], *grid)
-                    assert isinstance(model.get_submodule(info['module']), nn.LayerNorm)
+        side = model.min_size
+        for size in ((side, side), (side + 1, 2 * side + 3), (7 * side, 5 * side - 1)):
+            outputs = model(torch.empty(2, 3, *size))
+            assert len(outputs) == len(model.out_indices)
+            for output, info in zip(outputs, model.feature_info, strict=True):
+                grid = [-(-n // info['reduction']) for n in size]
+                assert output.shape == (2, info['num_chs'], *grid)
+                assert isinstance(model.get_submodule(info['module']), nn.LayerNorm)
     depths = {}
     for parameter, _ in model.named_parameters():
         depth, num_layers = model.get_layer_depth(f'backbone.{parameter}', 'backbone.')
@@ -189,12 +120,8 @@ def test_bad_images_are_named(name):
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_options_of_all_backbones(name):
-    shared = set(inspect.signature(PyramidBackbone).parameters) - {
-        'channels',
-        'strides',
-        'min_size',
-    }
-    shared |= {'arch', 'drop_path_rate'}
+    shared = {'arch', 'drop_path_rate', *inspect.signature(PyramidBackbone).parameters}
+    shared -= {'channels', 'strides', 'min_size'}  # which the arch tells
     assert shared <= set(inspect.signature(FAMILIES[name]).parameters)
 
 
@@ -218,39 +145,22 @@ def test_frozen_stages(case):
                 assert module.training != f'{name}.'.startswith(frozen), name
 
 
-def train_distributed(name, rank, world_size, folder):
-    """Two steps: the second one raises if a parameter of the first had no gradient."""
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=world_size
-    )
-    try:
-        model = DistributedDataParallel(short_backbone(name, frozen_stages=1).train())
-        least = model.module.min_size
-        for _ in range(2):
-            loss_of(model(torch.randn(2, 3, least, least))).backward()
-        gradients = [p.grad for p in model.parameters() if p.requires_grad]
-        torch.save(gradients, folder / f'{rank}.pth')
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def start_process(rank, name, world_size, folder):
-    torch.set_num_threads(1)
-    torch.manual_seed(rank)
-    train_distributed(name, rank, world_size, folder)
-
-
 @pytest.mark.parametrize('name', FAMILIES)
-def test_frozen_stages_under_ddp(name, tmp_path):
-    train_distributed(name, 0, 1, tmp_path)
+def test_frozen_stages_under_ddp(name, short_arch, tmp_path):
+    spec = importlib.util.spec_from_file_location('two_steps', TWO_STEPS)
+    two_steps = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(two_steps)
+    two_steps.train(name, short_arch(name), 0, 1, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
-def test_frozen_stages_in_two_processes(name, tmp_path):
-    torch.multiprocessing.spawn(start_process, (name, 2, tmp_path), nprocs=2)
+def test_frozen_stages_in_two_processes(name, short_arch, tmp_path):
+    command = [sys.executable, str(TWO_STEPS), name, json.dumps(short_arch(name))]
+    processes = [subprocess.Popen([*command, str(rank), '2', str(tmp_path)]) for rank in (0, 1)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
-    assert first and all(torch.equal(a, e) for a, e in zip(first, second, strict=True))
+    assert first and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def test_recomputing_changes_nothing(case):
@@ -271,7 +181,7 @@ def test_recomputing_changes_nothing(case):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_recomputing_under_autocast_changes_no_gradient(name):
+def test_recomputing_under_autocast_changes_no_gradient(name, short_backbone):
     plain, gradients = short_backbone(name).train(), []
     image = torch.randn(2, 3, plain.min_size + 1, plain.min_size + 6)
     for with_cp in (False, True):
@@ -354,13 +264,13 @@ def compiled_equals_eager(model, backend):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_compiles_to_one_graph(name):
+def test_compiles_to_one_graph(name, short_backbone):
     compiled_equals_eager(short_backbone(name).eval(), 'eager')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', FAMILIES)
-def test_compiles_with_inductor(name):
+def test_compiles_with_inductor(name, short_backbone):
     compiled_equals_eager(short_backbone(name).eval(), 'inductor')
 
 

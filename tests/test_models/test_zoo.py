@@ -57,7 +57,7 @@ import mmvitattn.layers
     ],
 )
 def test_names_are_listed(filter, expected):
-    assert list_backbones(filter) == expected
+    assert list_backbones(filter)[: len(NAMES)] == expected  # those of other packages follow
 
 
 def run(code):
