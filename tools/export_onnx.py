@@ -1,8 +1,8 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
-CONFIG is a config file, NAME a backbone (``linglo_b0``; a wrong one lists those there are). Batch,
-height and width are dynamic. The file is compared with PyTorch at three sizes, odd ones among them,
-before it is put in its place.
+CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
+Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, odd ones
+among them, before it is put in its place.
 
 What comes out: of a backbone its maps; of a classifier its logits; of a segmenter its logits at the
 size of its head; of a single-stage detector the raw maps of its head, level by level: boxes,

@@ -5,6 +5,7 @@ modules of the toolboxes that would be recorded for one size are exchanged while
 out is compared with PyTorch at other sizes, which settles the matter.
 """
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -126,7 +127,8 @@ def export_onnx(module: Exportable, path: Path, shape: Shape, metadata: Mapping[
             axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
     # The exporter that records a run: it is the same in torch 2.1 and now, and takes seconds where
     # the newer one takes minutes to prove what holds for all sizes.
-    options = {} if torch.__version__ < '2.5' else dict(dynamo=False)
+    newer = 'dynamo' in inspect.signature(torch.onnx.export).parameters
+    options = dict(dynamo=False) if newer else {}
     try:
         with warnings.catch_warnings(), torch.no_grad(), _traceable(module):
             warnings.simplefilter('ignore')  # a decision that was recorded shows in the comparison

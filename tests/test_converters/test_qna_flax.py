@@ -102,8 +102,10 @@ def run_tool(tool, monkeypatch, capsys):
 
 
 def build_classifier(meta, num_classes=10, **backbone):
+    from mmengine.registry import init_default_scope
     from mmpretrain.models import build_classifier as build
 
+    init_default_scope('mmpretrain')
     model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / 'classifier.py').model
     model.backbone = dict(type='mmvitattn.QnAViT', arch=meta['arch'], out_indices=-1, **backbone)
     model.head.update(in_channels=8 * meta['arch']['base_channels'], num_classes=num_classes)
