@@ -13,6 +13,7 @@ from . import dispatch, reference
 from .torch_api import is_compiling
 
 TILE = 28  # positions on a side
+BAND = 1 << 19  # numbers of a map in work at once: 2 MiB, which caches hold
 MIN_POSITIONS = 256  # of a map for which moments are cheaper than branches
 OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 # For each pair (k, l) of offsets, where l - k lies in a 5x5 table of lags.
@@ -94,7 +95,7 @@ def correlate(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
         (C, 1, k, k), summed over the batch.
     """
     if kernel_size <= 3:
-        return _correlate_by_backward(x, other, kernel_size)
+        return _correlate_by_backward(x, other, kernel_size, kernel_size // 2)
     result = x.new_zeros(x.shape[1], 1, kernel_size, kernel_size)
     reach, (height, width) = kernel_size // 2, x.shape[2:]
     for top in range(0, height, TILE):
@@ -110,10 +111,9 @@ def correlate(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
     return result
 
 
-def _correlate_by_backward(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
+def _correlate_by_backward(x: Tensor, other: Tensor, kernel_size: int, padding: int) -> Tensor:
     kernel = x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
-    padding = kernel_size // 2
-    return torch.ops.aten.convolution_backward(
+    grad = torch.ops.aten.convolution_backward(
         other,
         x,
         kernel,
@@ -126,6 +126,8 @@ def _correlate_by_backward(x: Tensor, other: Tensor, kernel_size: int) -> Tensor
         x.shape[1],
         [False, True, False],
     )[1]
+    # With the strides of a parameter, which DistributedDataParallel asks for.
+    return grad.flatten().view_as(kernel)
 
 
 def _channel_sum(x: Tensor) -> Tensor:
@@ -240,13 +242,19 @@ def _sum_by_lag(pairs: Tensor, lag_of_pair: Tensor, num_lags: int) -> Tensor:
 def _autocorrelation(x: Tensor) -> Tensor:
     """``sum_q x[q] x~[q+d]`` for the 25 lags d of a 5x5 table, (C, 25).
 
-    A 3x3 correlation with a copy shifted down-left and one shifted down-right covers the lags of
-    the lower half; that is far faster than a 5x5 correlation, which has no fast kernel. The lags
-    of the upper half are the same mirrored.
+    Two 3x3 correlations, one to the left and one to the right, cover the lags of the lower half;
+    that is far faster than a 5x5 correlation, which has no fast kernel. The lags of the upper half
+    are the same mirrored. It goes band by band, so that the copies with zeros around stay in the
+    cache.
     """
-    padded = F.pad(x, (1, 1, 1, 1))
-    left = correlate(padded, F.pad(x, (0, 2, 2, 0)), 3)  # lags (0..2, -2..0)
-    right = correlate(padded, F.pad(x, (2, 0, 2, 0)), 3)  # lags (0..2, 0..2)
+    rows = max(1, BAND // max(1, x[:, :, 0].numel()))
+    left, right = x.new_zeros(2, x.shape[1], 1, 3, 3)
+    for top in range(0, x.shape[2], rows):
+        band = x[:, :, top : top + rows]
+        below = x[:, :, top : top + rows + 2]
+        missing = band.shape[2] + 2 - below.shape[2]
+        left += _correlate_by_backward(F.pad(below, (2, 0, 0, missing)), band, 3, 0)  # 0..2, -2..0
+        right += _correlate_by_backward(F.pad(below, (0, 2, 0, missing)), band, 3, 0)  # 0..2, 0..2
     lower = torch.cat([left, right[..., 1:]], dim=-1)[:, 0]  # (C, 3, 5)
     upper = lower[:, 1:].flip(1, 2)
     return torch.cat([upper, lower], dim=1).flatten(1)

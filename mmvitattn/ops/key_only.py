@@ -14,7 +14,7 @@ from .precision import precise_dtype, without_autocast
 from .reference import Affine
 from .torch_api import is_exporting
 
-MIN_POSITIONS_PER_CHANNEL = 2  # for which folding pays
+LEAST_SAVING = 1.1  # factor of multiply-adds from which folding pays
 
 
 def key_only_attention(
@@ -142,8 +142,12 @@ def folding_pays(x: Tensor, *settings: Tensor | Affine) -> str | None:
     """Why the projections had better not be folded, or ``None``; arguments as of the op."""
     if is_exporting():
         return 'a recording would keep the decision for one size'
-    if x.shape[1] < MIN_POSITIONS_PER_CHANNEL * x.shape[2]:
-        return f'fewer than {MIN_POSITIONS_PER_CHANNEL} positions a channel'
+    batch, positions, channels = x.shape
+    # In units of C^2 multiply-adds an image: four products with N positions against one, the
+    # matrix of the image, and its two factors that all images share.
+    folded_cost = positions + channels * (1 + 2 / max(batch, 1))
+    if 4 * positions < LEAST_SAVING * folded_cost:
+        return 'too few positions for so many channels: the matrices cost more than they save'
     return None
 
 

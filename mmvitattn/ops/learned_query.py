@@ -5,13 +5,11 @@ head. A prime marks the grid of the output: H' = ceil(H / stride).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import dispatch, reference
 from .learned_query_conv import can_run as conv_can_run
 from .learned_query_conv import convolution
-from .learned_query_conv import pays as conv_pays
 from .learned_query_loop import can_run as loop_can_run
 from .learned_query_loop import (
     full_tables,
@@ -22,6 +20,7 @@ from .learned_query_loop import (
 )
 from .learned_query_stack import window_stack
 from .precision import precise_dtype, without_autocast
+from .projection import project_in
 
 NORM_EPS = 1e-6  # added to the queries' norm, as in the official release
 
@@ -52,7 +51,7 @@ def learned_query_scores(
             query = query / (torch.linalg.vector_norm(query, dim=-1, keepdim=True) + NORM_EPS)
         keys = key_weight.unflatten(0, (heads, dim))
         folded = torch.einsum('qhd,hdc->qhc', query * dim**-0.5, keys)
-        return F.linear(x.to(precise), folded.flatten(0, 1)).unflatten(-1, folded.shape[:2])
+        return project_in(x.to(precise), folded.flatten(0, 1)).unflatten(-1, folded.shape[:2])
 
 
 def learned_query_attention(
@@ -124,14 +123,16 @@ def window_weights(
     with without_autocast(scores):
         scores = scores.to(precise_dtype(scores))
         bias, scale = full_tables(scores, position_bias, attention_scale, kernel_size)
-        offsets = window_offsets(*scores.shape[1:3], kernel_size, stride)
+        bias, scale = bias[..., None, None], scale[..., None, None]
+        scores = scores.permute(0, 3, 4, 1, 2)
+        offsets = window_offsets(*scores.shape[3:], kernel_size, stride)
         largest, norm = softmax_terms(scores, bias, offsets, stride)
-        grid, heads = largest.shape[:3], largest.shape[-1]
-        factors = scores.new_zeros(*grid, kernel_size**2, heads)
+        batch, _, heads, *grid = largest.shape
+        factors = scores.new_zeros(batch, kernel_size**2, heads, *grid)
         for j, outputs, inputs in offsets:
             weights = softmax_weights(scores[inputs], bias[j], largest[outputs], norm[outputs])
-            factors[..., j, :][outputs] = (weights * scale[j]).sum(dim=3)
-    return factors
+            factors[:, j][outputs] = (weights * scale[j]).sum(dim=1)
+    return factors.permute(0, 3, 4, 1, 2)
 
 
 def _check(
@@ -170,7 +171,7 @@ def _reference(scores: Tensor, values: Tensor, *settings: Tensor | None | int) -
     return reference.learned_query_attention(scores, values.to(scores.dtype), *settings)
 
 
-dispatch.register('learned_query_attention', 'convolution', convolution, conv_can_run, conv_pays)
+dispatch.register('learned_query_attention', 'convolution', convolution, conv_can_run)
 dispatch.register('learned_query_attention', 'offset_loop', offset_loop, loop_can_run)
 dispatch.register('learned_query_attention', 'window_stack', window_stack)
 dispatch.register('learned_query_attention', 'reference', _reference)

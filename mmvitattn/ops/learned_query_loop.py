@@ -1,8 +1,13 @@
 """Learned-query attention as a loop over window offsets: exact for scores of any size, anywhere.
 
+Maps are channels-first here: a weight meets the d values of its head without breaking the innermost
+axis into pieces of d numbers.
+
 Shapes: B batch, H W grid, C channels, k window side, q learned queries, h heads, d channels of a
 head. A prime marks the grid of the output: H' = ceil(H / stride).
 """
+
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -10,7 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from .torch_api import is_exporting
 
-Index = tuple[slice, slice, slice]
+Index = tuple[EllipsisType, slice, slice]
 
 
 def _overlaps(size: int, kernel_size: int, stride: int) -> list[tuple[slice, slice] | None]:
@@ -40,8 +45,8 @@ def window_offsets(
     for i, row in enumerate(_overlaps(height, kernel_size, stride)):
         for j, column in enumerate(columns):
             if row is not None and column is not None:
-                outputs = (slice(None), row[0], column[0])
-                inputs = (slice(None), row[1], column[1])
+                outputs = (..., row[0], column[0])
+                inputs = (..., row[1], column[1])
                 offsets.append((i * kernel_size + j, outputs, inputs))
     return offsets
 
@@ -66,17 +71,17 @@ class OffsetLoop(torch.autograd.Function):
         kernel_size: int,
         stride: int,
     ) -> Tensor:
-        """Arguments as of the op, both tables given."""
-        offsets = window_offsets(*scores.shape[1:3], kernel_size, stride)
+        """Scores (B, q, h, H, W), values (B, h, d, H, W), tables (k*k, q, h, 1, 1)."""
+        offsets = window_offsets(*scores.shape[3:], kernel_size, stride)
         largest, norm = softmax_terms(scores, position_bias, offsets, stride)
-        output = scores.new_zeros(*largest.shape[:3], *values.shape[3:])
+        output = scores.new_zeros(*values.shape[:3], *largest.shape[3:])
         precise_values = values.to(scores.dtype)
         for j, outputs, inputs in offsets:
             weights = softmax_weights(
                 scores[inputs], position_bias[j], largest[outputs], norm[outputs]
             )
-            weights = weights.mul_(attention_scale[j]).sum(dim=3)
-            output[outputs].addcmul_(weights[..., None], precise_values[inputs])
+            weights = weights.mul_(attention_scale[j]).sum(dim=1)
+            output[outputs].addcmul_(weights[:, :, None], precise_values[inputs])
 
         ctx.save_for_backward(scores, values, position_bias, attention_scale, largest, norm)
         ctx.kernel_size, ctx.stride = kernel_size, stride
@@ -90,7 +95,7 @@ class OffsetLoop(torch.autograd.Function):
         e)`` with ``e = sum_j p scale t``, whose second term needs a second loop.
         """
         scores, values, position_bias, attention_scale, largest, norm = ctx.saved_tensors
-        offsets = window_offsets(*scores.shape[1:3], ctx.kernel_size, ctx.stride)
+        offsets = window_offsets(*scores.shape[3:], ctx.kernel_size, ctx.stride)
         precise_values = values.to(scores.dtype)
         grad_scores, grad_values = torch.zeros_like(scores), torch.zeros_like(precise_values)
         grad_bias, grad_scale = torch.zeros_like(position_bias), torch.zeros_like(attention_scale)
@@ -99,31 +104,42 @@ class OffsetLoop(torch.autograd.Function):
             weights = softmax_weights(
                 scores[inputs], position_bias[j], largest[outputs], norm[outputs]
             )
-            products = (grad[outputs] * precise_values[inputs]).sum(dim=-1)[..., None, :] * weights
-            grad_scale[j] = products.sum(dim=(0, 1, 2))
+            products = (grad[outputs] * precise_values[inputs]).sum(dim=2)[:, None] * weights
+            grad_scale[j] = _sum_of_maps(products)
             products.mul_(attention_scale[j])
             expected[outputs].add_(products)
             grad_scores[inputs].add_(products)
-            grad_bias[j] = products.sum(dim=(0, 1, 2))
-            weights = weights.mul_(attention_scale[j]).sum(dim=3)
-            grad_values[inputs].addcmul_(weights[..., None], grad[outputs])
+            grad_bias[j] = _sum_of_maps(products)
+            weights = weights.mul_(attention_scale[j]).sum(dim=1)
+            grad_values[inputs].addcmul_(weights[:, :, None], grad[outputs])
         for j, outputs, inputs in offsets:
             weights = softmax_weights(
                 scores[inputs], position_bias[j], largest[outputs], norm[outputs]
             )
             weights.mul_(expected[outputs])
             grad_scores[inputs].sub_(weights)
-            grad_bias[j].sub_(weights.sum(dim=(0, 1, 2)))
+            grad_bias[j].sub_(_sum_of_maps(weights))
         return grad_scores, grad_values.to(values.dtype), grad_bias, grad_scale, None, None
+
+
+def _sum_of_maps(x: Tensor) -> Tensor:
+    """Over batch and positions, (q, h, 1, 1)."""
+    return x.sum(dim=(0, 3, 4))[..., None, None]
 
 
 def softmax_terms(
     scores: Tensor, bias: Tensor, offsets: list[tuple[int, Index, Index]], stride: int
 ) -> tuple[Tensor, Tensor]:
-    """Each window's largest score, and what normalises its exponentials, (B, H', W', q, h)."""
-    batch, height, width, queries, heads = scores.shape
-    grid = (batch, -(-height // stride), -(-width // stride))
-    largest = scores.new_full((*grid, queries, heads), float('-inf'))
+    """Each window's largest score, and what normalises its exponentials, (B, q, h, H', W').
+
+    Args:
+        scores: (B, q, h, H, W).
+        bias: (k*k, q, h, 1, 1).
+        offsets: of :func:`window_offsets`.
+        stride: distance of neighbouring windows.
+    """
+    grid = (-(-size // stride) for size in scores.shape[3:])
+    largest = scores.new_full((*scores.shape[:3], *grid), float('-inf'))
     for j, outputs, inputs in offsets:
         largest[outputs].clamp_(min=scores[inputs] + bias[j])
     norm = torch.zeros_like(largest)
@@ -138,7 +154,7 @@ def _exponentials(scores: Tensor, bias: Tensor, largest: Tensor) -> Tensor:
 
 
 def softmax_weights(scores: Tensor, bias: Tensor, largest: Tensor, norm: Tensor) -> Tensor:
-    """Softmax weights at one window offset, (B, rows, columns, q, h)."""
+    """Softmax weights at one window offset, (B, q, h, rows, columns)."""
     return _exponentials(scores, bias, largest).mul_(norm)
 
 
@@ -151,8 +167,10 @@ def offset_loop(
     stride: int,
 ) -> Tensor:
     """See :func:`mmvitattn.ops.learned_query_attention`."""
-    bias, scale = full_tables(scores, position_bias, attention_scale, kernel_size)
-    return OffsetLoop.apply(scores, values, bias, scale, kernel_size, stride)
+    tables = full_tables(scores, position_bias, attention_scale, kernel_size)
+    tables = (table[..., None, None] for table in tables)
+    maps = (x.permute(0, 3, 4, 1, 2).contiguous() for x in (scores, values))
+    return OffsetLoop.apply(*maps, *tables, kernel_size, stride).permute(0, 3, 4, 1, 2)
 
 
 def full_tables(

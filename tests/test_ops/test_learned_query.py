@@ -222,3 +222,8 @@ def test_wrong_shapes_are_named(change, message):
     arguments = dict(zip(names, make_arguments(3, 4, 3), strict=True), kernel_size=3, stride=1)
     with pytest.raises(ValueError, match=message):
         learned_query_attention(**arguments | change)
+
+
+def test_an_empty_batch_gives_an_empty_output():
+    arguments = make_arguments(5, 4, 3, batch=0)
+    assert learned_query_attention(*arguments, 3).shape == (0, 5, 4, 2, 3)
