@@ -32,9 +32,9 @@ def resources() -> Path:
 
 
 def list_configs() -> list[str]:
-    """Names of all configs, those of the demonstrations as ``demo/NAME``."""
+    """Names of all configs, those in a folder as ``demo/NAME`` and ``ablations/NAME``."""
     configs = resources() / 'configs'
-    paths = [*configs.glob('*.py'), *configs.glob('demo/*.py')]
+    paths = [p for folder in ('', 'demo/', 'ablations/') for p in configs.glob(f'{folder}*.py')]
     return sorted(path.relative_to(configs).with_suffix('').as_posix() for path in paths)
 
 

@@ -1,8 +1,10 @@
 """The configs' form: short deltas that state data, schedule and batch, and fit their backbones."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from mmengine.config import Config
 
 from mmvitattn.datasets import shapes
@@ -17,7 +19,7 @@ def each(*patterns):
     return [pytest.param(p, id=str(p.relative_to(CONFIGS).with_suffix(''))) for p in paths]
 
 
-@pytest.mark.parametrize('path', each('*.py', 'demo/*.py'))
+@pytest.mark.parametrize('path', each('*.py', 'demo/*.py', 'ablations/*.py'))
 def test_data_schedule_and_batch_are_stated(path):
     cfg = Config.fromfile(path)
     needed = {
@@ -31,8 +33,10 @@ def test_data_schedule_and_batch_are_stated(path):
     processes = 1 if path.parent.name == 'demo' else 8
     assert cfg.auto_scale_lr.base_batch_size == processes * cfg.train_dataloader.batch_size
     if '_8xb' in path.stem:
-        assert f'_8xb{cfg.train_dataloader.batch_size}_' in path.stem
-    if path.parent == CONFIGS:
+        batch, epochs = re.search(r'_8xb(\d+)(?:-(\d+)e)?_', path.stem).groups()
+        assert int(batch) == cfg.train_dataloader.batch_size
+        assert not epochs or int(epochs) == cfg.train_cfg.max_epochs
+    if path.parent.name != 'demo':
         assert len(path.read_text().splitlines()) <= 30
 
 
@@ -66,7 +70,7 @@ def test_heads_take_what_the_backbone_gives(path):
 @pytest.mark.parametrize(
     ('model', 'exempt'),
     [
-        (LinGlo('b0'), ['saliency']),
+        (LinGlo('b0', position='absolute'), ['saliency', 'position.table']),
         (QnAViT('tiny'), ['position_bias', 'attention_scale']),
         (SAGViT('tiny'), ['position.table']),
     ],
@@ -104,3 +108,13 @@ def test_demo_classes_are_those_of_the_embedded_data_set():
     assert tuple(segmentation.metainfo.classes) == shapes.SEGMENTATION_CLASSES
     palette = tuple(tuple(colour) for colour in segmentation.metainfo.palette)
     assert palette == tuple(tuple(colour) for colour in shapes.SEGMENTATION_PALETTE)
+
+
+def test_every_ablation_is_a_row():
+    """The rows of ``ablations/*.yml`` name configs that exist, and leave none out."""
+    folder, named = CONFIGS / 'ablations', set()
+    for path in folder.glob('*.yml'):
+        for rows in yaml.safe_load(path.read_text())['sets'].values():
+            named |= {(folder / row['config']).resolve() for row in rows['rows']}
+    assert [str(path) for path in named if not path.is_file()] == []
+    assert set(folder.glob('*.py')) <= named

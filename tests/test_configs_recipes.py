@@ -1,8 +1,8 @@
 """Every config trains as ``data/recipes.json`` says, fact by fact.
 
-The file names the source of each fact. A pattern holds for the configs whose name it matches; where
-several match, their facts add up and must not overlap. A config has the facts of its task, all of
-them, and no others.
+The file names the source of each fact. A pattern holds for the configs whose name it matches, a
+list of patterns with commas for those that one of them does; where several entries match, their
+facts add up and must not overlap. A config has the facts of its task, all of them, and no others.
 """
 
 import fnmatch
@@ -17,15 +17,24 @@ from mmvitattn.models import LinGlo, QnAViT, SAGViT
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = json.loads((ROOT / 'tests/data/recipes.json').read_text())['recipes']
-NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+CONFIGS = ROOT / 'configs'
+NAMES = sorted(
+    path.relative_to(CONFIGS).with_suffix('').as_posix()
+    for pattern in ('*.py', 'ablations/*.py')
+    for path in CONFIGS.glob(pattern)
+)
 GPUS = 8
 BACKBONES = {cls.__name__: cls for cls in (LinGlo, QnAViT, SAGViT)}
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns.split(', '))
 
 
 def expected_facts(name):
     facts = {}
     for pattern, sources in RECIPES.items():
-        if not fnmatch.fnmatchcase(name, pattern):
+        if not matches(name, pattern):
             continue
         for source, stated in sources.items():
             twice = set(facts) & set(stated)
@@ -103,7 +112,9 @@ def schedule(cfg):
 
 def regularisation(cfg):
     backbone = cfg.model.backbone
-    arch = BACKBONES[backbone.type.split('.')[1]].arch_zoo[backbone.arch]
+    arch = backbone.arch
+    if isinstance(arch, str):
+        arch = BACKBONES[backbone.type.split('.')[1]].arch_zoo[arch]
     return dict(
         drop_path=backbone.get('drop_path_rate', arch.get('drop_path_rate', 0.1)),
         ema=any(hook.type == 'EMAHook' for hook in cfg.get('custom_hooks', [])),
@@ -199,7 +210,7 @@ def segmentation(cfg):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_config_follows_its_recipe(name):
-    cfg = Config.fromfile(ROOT / f'configs/{name}.py')
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
     expected, facts = expected_facts(name), facts_of(cfg)
     assert set(facts) == set(expected), f'recipes.json says nothing, or too much, of {name}'
     different = {key: (facts[key], expected[key]) for key in facts if facts[key] != expected[key]}
@@ -207,7 +218,7 @@ def test_config_follows_its_recipe(name):
 
 
 def test_every_pattern_is_of_use():
-    unused = [p for p in RECIPES if not fnmatch.filter(NAMES, p)]
+    unused = [p for p in RECIPES if not any(matches(name, p) for name in NAMES)]
     assert not unused
 
 
@@ -224,7 +235,7 @@ def test_facts_are_read_and_not_assumed():
         'train_dataloader.sampler.num_repeats': 2,
         'train_dataloader.dataset.pipeline.4.erase_prob': 0.1,
     }
-    path = ROOT / 'configs/linglo_b0_8xb128_in1k.py'
+    path = CONFIGS / 'linglo_b0_8xb128_in1k.py'
     facts = facts_of(Config.fromfile(path))
     for key, value in changes.items():
         cfg = Config.fromfile(path)

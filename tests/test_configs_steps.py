@@ -35,9 +35,11 @@ REPRESENTATIVES = {
 
 
 def each_config():
-    for path in sorted([*CONFIGS.glob('*.py'), *CONFIGS.glob('demo/*.py')]):
+    patterns = ('*.py', 'demo/*.py', 'ablations/*.py')
+    for path in sorted(path for pattern in patterns for path in CONFIGS.glob(pattern)):
         name = str(path.relative_to(CONFIGS).with_suffix(''))
-        marks = () if name in REPRESENTATIVES else pytest.mark.slow
+        quick = name in REPRESENTATIVES or name.startswith('ablations/linglo_')
+        marks = () if quick else pytest.mark.slow
         yield pytest.param(path, id=name, marks=marks)
 
 
@@ -95,7 +97,7 @@ def batch_for(cfg, model):
     """Two small pictures with ground truth, as the toolbox's pipeline packs them."""
     task = cfg.default_scope
     size = (64, 96) if task == 'mmdet' else (64, 64)
-    if cfg.model.backbone.arch.startswith('cifar'):
+    if str(cfg.model.backbone.arch).startswith('cifar'):
         size = (32, 32)  # a token a pixel
     if task == 'mmseg':
         model.data_preprocessor.size = size

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from mmvitattn.layers import FFN, ConvEmbed
-from mmvitattn.models.base import PyramidBackbone, linear_ramp
+from mmvitattn.models.base import PyramidBackbone
+from mmvitattn.models.options import linear_ramp
 from mmvitattn.registry import register_backbone
 
 

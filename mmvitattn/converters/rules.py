@@ -29,7 +29,11 @@ class Rule(NamedTuple):
 
 
 def apply_rules(
-    rules: Sequence[Rule], source: Mapping[str, Tensor], backbone: nn.Module, num_classes: int
+    rules: Sequence[Rule],
+    source: Mapping[str, Tensor],
+    backbone: nn.Module,
+    num_classes: int,
+    neck: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Converts every parameter once, or says what does not fit.
 
@@ -38,14 +42,17 @@ def apply_rules(
         source: parameters of the release by name.
         backbone: backbone with the last stage alone as output; tells names and shapes.
         num_classes: outputs of the classifier's linear map.
+        neck: what pools the map, where it has parameters.
 
     Returns:
-        A classifier's state dict, ``backbone.*`` and ``head.fc.*``.
+        A classifier's state dict, ``backbone.*``, ``neck.*`` and ``head.fc.*``.
 
     Raises:
         CheckpointError: if parameters are missing, left over, without value or of other shapes.
     """
-    shapes = {f'backbone.{name}': tuple(p.shape) for name, p in backbone.named_parameters()}
+    shapes = _shapes('backbone', backbone)
+    if neck is not None:
+        shapes |= _shapes('neck', neck)
     shapes['head.fc.weight'] = (num_classes, backbone.feature_info.channels()[-1])
     shapes['head.fc.bias'] = (num_classes,)
     wanted = {name for rule in rules for name in rule.sources}
@@ -106,6 +113,15 @@ def count(source: Mapping[str, Tensor], pattern: str) -> int:
         How many different strings match it.
     """
     return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
+
+
+def _shapes(prefix: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a checkpoint must tell: parameters and running statistics."""
+    return {
+        f'{prefix}.{name}': tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if not name.endswith('num_batches_tracked')
+    }
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from ..models import SAGViT
-from ..models.base import per_stage
+from ..models.options import per_stage
 from .rules import CheckpointError, Rule, apply_rules, count, get_parameter
 
 EMBED = 'to_patch_embedding.projections'

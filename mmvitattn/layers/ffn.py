@@ -1,19 +1,32 @@
-"""Feed-forward network on channels-last maps, with an optional position encoding inside."""
+"""Feed-forward network on channels-last maps, with optional modules between its linear maps."""
 
+from collections.abc import Iterator
+
+import torch
 from torch import Tensor, nn
 
+from ..ops.activation import gelu_tanh
+from ..ops.torch_api import is_compiling, is_exporting
 from .init import trunc_normal_
+
+TILE = 1 << 20  # numbers of the hidden map that are in work at once: 4 MiB stay in a CPU's cache
 
 
 class FFN(nn.Module):
-    """Two-layer perceptron at each position: Linear, position encoding, GELU, Linear.
+    """Two-layer perceptron at each position: Linear, position encoding, GELU, gate, Linear.
+
+    For inference on CPUs, large maps are worked off in tiles: the hidden map, which is several
+    times as large as the input, never exists as a whole.
 
     Args:
         channels: channels C of input and output.
         hidden_channels: channels between the two linear maps.
         position: module on (B, hidden, H, W) maps between the first linear map and the activation,
-            e.g. :class:`RPCPE`; ``None`` for none.
+            e.g. :class:`RPCPE`; ``None`` for none. It can be tiled if it has a ``reach``: how many
+            positions around its own an output depends on in evaluation.
         approximate: form of GELU: 'none' (erf) or 'tanh'.
+        gate: module on (B, hidden, H, W) maps between the activation and the second linear map,
+            e.g. ``torchvision.ops.SqueezeExcitation``; ``None`` for none.
     """
 
     def __init__(
@@ -22,11 +35,13 @@ class FFN(nn.Module):
         hidden_channels: int,
         position: nn.Module | None = None,
         approximate: str = 'none',
+        gate: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden_channels)
         self.position = position
-        self.activation = nn.GELU(approximate=approximate)
+        self.activation = TanhGELU() if approximate == 'tanh' else nn.GELU(approximate)
+        self.gate = gate
         self.fc2 = nn.Linear(hidden_channels, channels)
         trunc_normal_(self.fc1)
         trunc_normal_(self.fc2)
@@ -40,9 +55,61 @@ class FFN(nn.Module):
         Returns:
             Output of the same shape.
         """
-        x = self.fc1(x)
-        if self.position is not None:
-            # A permuted channels-last map *is* a (B, C, H, W) map in channels_last memory format:
-            # the convolution runs on it without a copy.
-            x = self.position(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.fc2(self.activation(x))
+        if self._is_tiled(x):
+            return self._forward_in_tiles(x)
+        x = self.activation(_on_images(self.position, self.fc1(x)))
+        return self.fc2(_on_images(self.gate, x))
+
+    def _is_tiled(self, x: Tensor) -> bool:
+        reaches_far = self.position is not None and not hasattr(self.position, 'reach')
+        if self.training or torch.is_grad_enabled() or self.gate is not None or reaches_far:
+            return False
+        if is_compiling() or is_exporting() or torch.is_autocast_cpu_enabled():
+            return False
+        hidden_numbers = x[..., 0].numel() * self.fc1.out_features
+        return x.device.type == 'cpu' and hidden_numbers > 2 * TILE
+
+    def _forward_in_tiles(self, x: Tensor) -> Tensor:
+        batch, height, width, _ = x.shape
+        of_a_row = width * self.fc1.out_features
+        images = max(1, TILE // (height * of_a_row))
+        rows = max(1, TILE // (images * of_a_row))
+        output = torch.empty_like(x)
+        for i in range(0, batch, images):
+            for top, hidden in self._tiles(x[i : i + images], rows):
+                y = self.fc2(self.activation(hidden))
+                output[i : i + images, top : top + hidden.shape[1]] = y
+        return output
+
+    def _tiles(self, x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """Top rows and encoded hidden maps of bands of so many rows."""
+        reach = 0 if self.position is None else self.position.reach
+        kept, first = x.new_empty(len(x), 0, x.shape[2], self.fc1.out_features), 0
+        for top in range(0, x.shape[1], rows):
+            # The rows that two bands need are kept, not computed twice.
+            begin = top + reach if top else 0
+            hidden = self.fc1(x[:, begin : top + rows + reach])
+            hidden = torch.cat([kept, hidden], dim=1) if kept.shape[1] else hidden
+            yield top, _on_images(self.position, hidden)[:, top - first :][:, :rows]
+            first_of_next = max(0, top + rows - reach)
+            kept, first = hidden[:, first_of_next - first :], first_of_next
+
+
+class TanhGELU(nn.GELU):
+    """GELU in its tanh approximation, by :func:`mmvitattn.ops.activation.gelu_tanh`."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate='tanh')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps any shape to the same."""
+        return gelu_tanh(x)
+
+
+def _on_images(module: nn.Module | None, x: Tensor) -> Tensor:
+    """Runs a module on (B, C, H, W) maps on a channels-last map; ``None`` changes nothing.
+
+    A permuted channels-last map *is* a (B, C, H, W) map in channels_last memory format: the module
+    runs on it without a copy.
+    """
+    return x if module is None else module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -82,8 +82,9 @@ class GlobalAttention(AttentionProjections):
             Output of the same shape.
         """
         batch, dim = x.shape[0], self.channels // self.num_heads
-        query = self.query(x).view(batch, -1, self.num_heads, dim)
-        key_value = self.key_value(self._pool(x)).flatten(1, 2)
+        query, key_value = self.project(x)
+        query = query.view(batch, -1, self.num_heads, dim)
+        key_value = key_value.flatten(1, 2)
         if self.shared_kv:
             # One head that has the queries of all: nothing is repeated.
             query = query.flatten(1, 2)[:, None]
@@ -94,6 +95,17 @@ class GlobalAttention(AttentionProjections):
         y = F.scaled_dot_product_attention(query, key, value)
         y = y if self.shared_kv else y.transpose(1, 2)
         return self.out(y.reshape(x.shape))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, and the keys and values that they attend to.
+
+        Args:
+            x: (B, H, W, C).
+
+        Returns:
+            (B, H, W, C), and keys before values, (B, H', W', 2C), or 2C / h channels if shared.
+        """
+        return self.query(x), self.key_value(self._pool(x))
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.kv_pool == 1:

@@ -1,12 +1,16 @@
 """Learned-query attention as a layer (QnA paper, section 4)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import learned_query_attention, learned_query_scores, window_weights
+from ..ops.learned_query import NORM_EPS
+from ..ops.precision import precise_dtype, without_autocast
+from ..ops.projection import project_in, project_out
 from .init import lecun_normal_
 
-POSITION_BIASES = ('relative_pos', None)
+POSITION_BIASES = ('relative_pos', 'absolute_pos', 'contextual_pos', None)
 ATTENTION_SCALES = ('normal', 'normal_elementwise', 'ones', 'posneg', 'avg', None)
 
 
@@ -23,14 +27,17 @@ class QnALayer(nn.Module):
         stride: distance of neighbouring windows; 2 halves the map.
         num_queries: learned queries q.
         normalize_queries: whether each query is divided by its L2 norm.
-        position_bias: 'relative_pos' learns a bias for each window offset, query and head; ``None``
-            has none.
+        position_bias: 'relative_pos' learns a bias for each window offset, query and head.
+            'absolute_pos' learns a vector for each, whose product with the query is the bias.
+            'contextual_pos' learns an affine map from the query to its biases (contextual relative
+            position encoding). ``None`` has none.
         attention_scale: factor of the softmax weights, by which queries can differ in sign: learned
             for each window offset, query and head ('normal', starting random, or 'ones'), learned
             for each query and head ('normal_elementwise'), fixed to 1/q ('avg'), fixed to 1 for the
             first half of the q*h query-heads and -1 for the others ('posneg'), or ``None``.
         in_channels: channels of the input; default ``channels``.
         out_channels: channels of the output; default ``channels``.
+        normalize_stop_grads: whether the queries' norm counts as a constant in the backward pass.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``channels``, the window is even, or an option
@@ -54,6 +61,7 @@ class QnALayer(nn.Module):
         attention_scale: str | None = 'normal',
         in_channels: int | None = None,
         out_channels: int | None = None,
+        normalize_stop_grads: bool = False,
     ) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
@@ -71,6 +79,7 @@ class QnALayer(nn.Module):
         self.channels, self.num_heads, self.num_queries = channels, num_heads, num_queries
         self.kernel_size, self.stride = kernel_size, stride
         self.normalize_queries = normalize_queries
+        self.normalize_stop_grads = normalize_stop_grads
         self.position_bias_type, self.attention_scale_type = position_bias, attention_scale
         in_channels = channels if in_channels is None else in_channels
         out_channels = channels if out_channels is None else out_channels
@@ -83,8 +92,12 @@ class QnALayer(nn.Module):
 
     def _add_tables(self) -> None:
         table = (self.kernel_size**2, self.num_queries, self.num_heads)
-        bias = torch.empty(table) if self.position_bias_type is not None else None
-        self.register_parameter('position_bias', bias if bias is None else nn.Parameter(bias))
+        kind = self.position_bias_type
+        self.position_bias = nn.Parameter(torch.empty(table)) if kind == 'relative_pos' else None
+        if kind == 'absolute_pos':
+            self.position_bias_vectors = nn.Parameter(torch.empty(*table[:2], self.channels))
+        elif kind == 'contextual_pos':
+            self.position_map = nn.Linear(self.channels, self.kernel_size**2 * self.num_heads)
         kind = self.attention_scale_type
         if kind in ('normal', 'ones'):
             self.attention_scale = nn.Parameter(torch.empty(table))
@@ -106,8 +119,12 @@ class QnALayer(nn.Module):
             lecun_normal_(linear)
         std = (self.channels // self.num_heads) ** -0.5
         nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
-        if self.position_bias is not None:
+        if self.position_bias_type == 'relative_pos':
             nn.init.zeros_(self.position_bias)
+        elif self.position_bias_type == 'absolute_pos':
+            nn.init.zeros_(self.position_bias_vectors)
+        elif self.position_bias_type == 'contextual_pos':
+            lecun_normal_(self.position_map)
         if self.attention_scale_type in ('normal', 'normal_elementwise'):
             nn.init.normal_(self.attention_scale, std=0.02)
         elif self.attention_scale_type == 'ones':
@@ -122,10 +139,10 @@ class QnALayer(nn.Module):
         Returns:
             (B, H', W', C_out) with H' = ceil(H / stride), W' = ceil(W / stride).
         """
-        values = self.value(x).unflatten(-1, (self.num_heads, -1))
-        scores, tables = self._scores(x), (self.position_bias, self.attention_scale)
+        values = project_in(x, self.value.weight).unflatten(-1, (self.num_heads, -1))
+        scores, tables = self._scores(x), (self.bias_table(), self.attention_scale)
         y = learned_query_attention(scores, values, *tables, self.kernel_size, self.stride)
-        return self.out(y.flatten(-2))
+        return project_out(y.flatten(-2), self.out.weight)
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """The factors by which each window's values are multiplied, all queries together.
@@ -137,12 +154,44 @@ class QnALayer(nn.Module):
             Factors of either sign, (B, H', W', k*k, h), window offsets row by row; zero outside the
             map.
         """
-        tables = (self.position_bias, self.attention_scale)
+        tables = (self.bias_table(), self.attention_scale)
         return window_weights(self._scores(x), *tables, self.kernel_size, self.stride)
 
+    def bias_table(self) -> Tensor | None:
+        """The position bias, whatever its type.
+
+        The official release gets the biases of 'absolute_pos' as a sum over the images of a batch,
+        which are all alike, so they grow with it; here they are those of a batch of one. Those of
+        'contextual_pos' come as (q, k*k, h) and are read, as they lie in memory, as (k*k, q, h): so
+        does the release, whose weights mean nothing in another order.
+
+        Returns:
+            (k*k, q, h), window offsets row by row, or ``None``.
+        """
+        if self.position_bias_type not in ('absolute_pos', 'contextual_pos'):
+            return self.position_bias
+        query = self._normalized_query()
+        query = query * query.shape[-1] ** -0.5
+        with without_autocast(query):
+            if self.position_bias_type == 'absolute_pos':
+                vectors = self.position_bias_vectors.unflatten(-1, (self.num_heads, -1))
+                return torch.einsum('qhd,kqhd->kqh', query, vectors.to(query.dtype))
+            affine = self.position_map
+            weight, bias = affine.weight.to(query.dtype), affine.bias.to(query.dtype)
+            biases = F.linear(query.flatten(1), weight, bias)
+            return biases.reshape(-1, self.num_queries, self.num_heads)
+
     def _scores(self, x: Tensor) -> Tensor:
+        return learned_query_scores(x, self._normalized_query(), self.key.weight, normalize=False)
+
+    def _normalized_query(self) -> Tensor:
         query = self.query.unflatten(-1, (self.num_heads, -1))
-        return learned_query_scores(x, query, self.key.weight, self.normalize_queries)
+        if not self.normalize_queries:
+            return query.to(precise_dtype(query))
+        with without_autocast(query):
+            query = query.to(precise_dtype(query))
+            norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
+            return query / ((norm.detach() if self.normalize_stop_grads else norm) + NORM_EPS)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

@@ -59,6 +59,11 @@ class RPCPE(nn.Module):
             norm.reset_parameters()
 
     @property
+    def reach(self) -> int:
+        """Positions around its own, in each direction, that an output depends on in evaluation."""
+        return self.kernel_size // 2
+
+    @property
     def deployed(self) -> bool:
         """Whether the branches have been folded into one convolution."""
         return hasattr(self, 'folded')

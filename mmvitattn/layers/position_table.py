@@ -16,7 +16,8 @@ class PositionTable(nn.Module):
     Args:
         grid_size: rows and columns of the table.
         channels: channels C of the map.
-        num_variants: variants T of the map, each with a table of its own; ``None`` for a plain map.
+        num_variants: variants T of the map, each with a table of its own; ``None`` for one
+            table, of a plain map or of all variants.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class PositionTable(nn.Module):
         """Adds positions.
 
         Args:
-            x: (B, H, W, C), or (T, B, H, W, C) with variants.
+            x: (B, H, W, C), or variants, (T, B, H, W, C).
 
         Returns:
             Output of the same shape.

@@ -1,14 +1,14 @@
 """Shifted patch embedding and local attention over its variants as layers (SAG, section 3)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import local_shift_attention, shift_weights, shifted_patch_embedding
 from ..ops.shifted import Shifts, check_shifts
-from ..ops.torch_api import is_exporting
+from ..ops.translation import translate
 from .global_attention import AttentionProjections
 from .init import trunc_normal_
+from .patch_embed import PatchEmbed, pad_to_stride, patch_grid
 
 # Pixels (down, right) in the order of the official release.
 IMAGENET_SHIFTS = (
@@ -71,8 +71,7 @@ class ShiftedPatchEmbed(nn.Module):
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of ``height`` x ``width`` pixels."""
-        reach = 2 * self.padding - self.weight.shape[-1]
-        return tuple((n + -n % self.stride + reach) // self.stride + 1 for n in (height, width))
+        return patch_grid(height, width, self.weight.shape[-1], self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embeds patches.
@@ -83,9 +82,7 @@ class ShiftedPatchEmbed(nn.Module):
         Returns:
             (T, B, H', W', C), the grid as :meth:`grid_size` says.
         """
-        bottom, right = -x.shape[1] % self.stride, -x.shape[2] % self.stride
-        if is_exporting() or bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        x = pad_to_stride(x, self.stride)
         return shifted_patch_embedding(
             x, self.weight, self.bias, self.shifts, self.stride, self.padding, self.border
         )
@@ -97,6 +94,58 @@ class ShiftedPatchEmbed(nn.Module):
             f'{in_channels}, {channels}, variants={variants}, kernel_size={kernel_size}, '
             f'stride={self.stride}, padding={self.padding}, border={self.border!r}'
         )
+
+
+class TranslatedPatchEmbed(PatchEmbed):
+    """Embeds T translations of an image, all by the same convolution (SAG, section 4.1, (i)).
+
+    The image is continued by its reflection where a translation leaves it, and padded afterwards,
+    as in :class:`~mmvitattn.layers.patch_embed.PatchEmbed`.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of each embedding.
+        kernel_size: side of the kernel, in pixels.
+        stride: stride, in pixels.
+        padding: further zeros on each side of the translated image, in pixels.
+        shifts: pairs of pixels (down, right), negative ones (up, left).
+
+    Raises:
+        ValueError: for shifts that are no pairs.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int = 0,
+        shifts: Shifts = IMAGENET_SHIFTS,
+    ) -> None:
+        super().__init__(in_channels, channels, kernel_size, stride, padding)
+        self.shifts = tuple(tuple(shift) for shift in shifts)
+        check_shifts('TranslatedPatchEmbed', self.shifts, 'roll')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds patches.
+
+        Args:
+            x: (B, H, W, C_in), with more pixels on each side than the largest shift has.
+
+        Returns:
+            (T, B, H', W', C), the grid as :meth:`grid_size` says.
+
+        Raises:
+            ValueError: for a smaller image.
+        """
+        y = super().forward(translate(x, self.shifts).flatten(0, 1))
+        # A recording would keep unflatten for one size.
+        return y.view(len(self.shifts), -1, *y.shape[1:])
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f'variants={len(self.shifts)}'
 
 
 class LocalShiftAttention(AttentionProjections):

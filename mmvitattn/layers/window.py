@@ -12,29 +12,43 @@ class WindowAttention(nn.Module):
     """Multi-head self-attention inside w x w windows, with a relative position bias.
 
     A map that the window does not divide is padded at the bottom and the right, and the padding is
-    masked out of the softmax, so every size works. Projections have no bias, as in QnA-ViT.
+    masked out of the softmax, so every size works.
 
     Args:
         channels: channels C of input and output.
         num_heads: heads h; must divide ``channels``.
         window_size: side w of the windows, in positions.
+        bias: whether the projections have biases; they have in Swin, and not in QnA-ViT.
+        position_bias: 'relative_pos' learns a bias for each offset in a window and head; ``None``
+            has none.
 
     Raises:
-        ValueError: if ``num_heads`` does not divide ``channels``, or for an empty window.
+        ValueError: if ``num_heads`` does not divide ``channels``, for an empty window, or an
+            unknown ``position_bias``.
     """
 
     relative_index: Tensor
 
-    def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        window_size: int,
+        bias: bool = False,
+        position_bias: str | None = 'relative_pos',
+    ) -> None:
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f'num_heads={num_heads} must divide channels={channels}')
         if window_size < 1:
             raise ValueError(f'window_size={window_size} must be at least 1')
+        if position_bias not in ('relative_pos', None):
+            raise ValueError(f"position_bias={position_bias!r} must be 'relative_pos' or None")
         self.channels, self.num_heads, self.window_size = channels, num_heads, window_size
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.out = nn.Linear(channels, channels, bias=False)
-        self.position_bias = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+        self.qkv = nn.Linear(channels, 3 * channels, bias=bias)
+        self.out = nn.Linear(channels, channels, bias=bias)
+        table = torch.empty((2 * window_size - 1) ** 2, num_heads)
+        self.position_bias = None if position_bias is None else nn.Parameter(table)
         index = relative_position_index(window_size)
         self.register_buffer('relative_index', index, persistent=False)
         self.reset_parameters()
@@ -43,7 +57,8 @@ class WindowAttention(nn.Module):
         """LeCun normal projections, zero bias table."""
         lecun_normal_(self.qkv)
         lecun_normal_(self.out)
-        nn.init.zeros_(self.position_bias)
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attends inside each window.
@@ -64,7 +79,9 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows).reshape(-1, w * w, self.num_heads, 3 * channels // self.num_heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
 
-        mask = self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
+        mask = query.new_zeros(1, 1, 1)
+        if self.position_bias is not None:
+            mask = self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
         if is_exporting() or pad_bottom or pad_right:
             mask = self._mask_padding(mask, height, width, rows, columns)  # (windows, h, w*w, w*w)
             mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)

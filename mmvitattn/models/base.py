@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .feature_info import FeatureInfo
+from .options import resolve_out_indices
 
 
 class PyramidBackbone(BaseModule):
@@ -235,75 +236,6 @@ class PyramidBackbone(BaseModule):
                 f'{name} takes images of at least {self.min_size} x {self.min_size} pixels, got '
                 f'{image.shape[2]} x {image.shape[3]}; resize or pad them'
             )
-
-
-def resolve_out_indices(
-    out_indices: int | Sequence[int] | None, num_stages: int
-) -> tuple[int, ...]:
-    """Non-negative stage indices.
-
-    Args:
-        out_indices: one or several indices; negative ones count from the last stage; ``None`` for
-            all.
-        num_stages: number of stages.
-
-    Returns:
-        The indices, in the given order.
-
-    Raises:
-        ValueError: if there is none, one is out of range or comes twice.
-    """
-    if out_indices is None:
-        return tuple(range(num_stages))
-    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-    resolved = tuple(i + num_stages if i < 0 else i for i in indices)
-    if (
-        not resolved
-        or len(set(resolved)) < len(resolved)
-        or not all(0 <= i < num_stages for i in resolved)
-    ):
-        raise ValueError(
-            f'out_indices={out_indices} must be distinct and lie in '
-            f'[{-num_stages}, {num_stages - 1}]: there are {num_stages} stages'
-        )
-    return resolved
-
-
-def linear_ramp(largest: float, depths: Sequence[int]) -> list[list[float]]:
-    """Drop-path rates that rise linearly from 0 to ``largest`` over all blocks.
-
-    Args:
-        largest: rate of the last block.
-        depths: number of blocks in each stage.
-
-    Returns:
-        One list of rates for each stage.
-    """
-    last = max(sum(depths) - 1, 1)
-    rates = (largest * i / last for i in range(sum(depths)))
-    return [[next(rates) for _ in range(depth)] for depth in depths]
-
-
-def per_stage(name: str, sizes: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    """One size for each stage.
-
-    Args:
-        name: what the sizes are, for the error message.
-        sizes: one size for all stages, or one each.
-        num_stages: number of stages.
-
-    Returns:
-        ``num_stages`` sizes.
-
-    Raises:
-        ValueError: for another number of sizes.
-    """
-    sizes = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
-    if len(sizes) != num_stages:
-        raise ValueError(
-            f'{name} must be one number or one for each of {num_stages} stages: {sizes}'
-        )
-    return sizes
 
 
 def _recompute_contexts(block: nn.Module):

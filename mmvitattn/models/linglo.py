@@ -8,54 +8,30 @@ ConvNeXt's, which the paper cites; a LayerNorm of its own on every output.
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torch import nn
 
-from ..layers import FFN, RPCPE, ConvEmbed, KeyOnlyAttention
+from ..layers import PositionTable
 from ..registry import register_backbone
-from .base import PyramidBackbone, linear_ramp
-
-NORM_EPS = 1e-6
-
-
-class LinGloBlock(nn.Module):
-    """Pre-norm block: key-only attention, then an FFN with RP-CPE (paper, figure 3b).
-
-    Args:
-        channels: channels C.
-        num_heads: attention heads.
-        ffn_ratio: hidden over outer channels of the FFN.
-        drop_path: probability with which a branch is dropped for a sample.
-        cpe_branches: parallel branches of the position encoding.
-        cpe_skip: whether the position encoding adds its input.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        ffn_ratio: float,
-        drop_path: float = 0.0,
-        cpe_branches: int = 4,
-        cpe_skip: bool = True,
-    ) -> None:
-        super().__init__()
-        hidden = int(channels * ffn_ratio)
-        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.attention = KeyOnlyAttention(channels, num_heads)
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.ffn = FFN(channels, hidden, position=RPCPE(hidden, cpe_branches, cpe_skip))
-        self.drop_path = StochasticDepth(drop_path, mode='row')
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+from .base import PyramidBackbone
+from .linglo_blocks import (
+    ATTENTIONS,
+    DOWNSAMPLES,
+    EMBEDS,
+    LAYOUT,
+    NORM_EPS,
+    check_layout,
+    cpe_options,
+    make_downsample,
+)
+from .options import choose, linear_ramp
 
 
 @register_backbone
 class LinGlo(PyramidBackbone):
     """LinGlo backbone.
+
+    The defaults are the paper's model; ``attention``, ``position``, ``layout``, ``stem``,
+    ``downsample`` and ``patch_size`` are the choices of its ablations (section 5), and combine.
 
     Args:
         arch: 'b0', 'b1', 'b2', or a dict with ``channels``, ``depths``, ``num_heads``,
@@ -63,8 +39,19 @@ class LinGlo(PyramidBackbone):
         in_channels: channels of the image.
         out_indices: stages to return, default all; negative ones count from the last.
         drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
-        cpe_branches: parallel branches of the position encoding (paper: 4).
-        cpe_skip: whether the position encoding has a skip connection (paper: yes).
+        attention: 'key_only' or 'dot_product', which is quadratic in positions (section 5.2).
+        position: position encoding inside the FFNs: 'rp_cpe', 'r_cpe' (one branch), 'p_cpe' (no
+            skip connection), 'cpe' (neither; table 6), or a dict with ``num_branches``, ``skip``,
+            ``kernel_size`` of :class:`~mmvitattn.layers.RPCPE`; or 'absolute', a table of learned
+            vectors added at the entrance of each stage, as in PVT; or ``None``.
+        layout: a letter for each stage, 'H' hybrid or 'C' convolutional with squeeze-and-excitation
+            (table 5), e.g. 'CCHH'; default all hybrid.
+        stem: 'conv', overlapping, or 'patch', an embedding of patches (section 5.4).
+        downsample: 'conv' or 'patch' between stages, or ``None`` to keep one resolution, for an
+            arch of equal channels in all stages.
+        patch_size: stride of the stem, in pixels.
+        image_size: that the tables of absolute positions fit, in pixels, one number or (height,
+            width); they are resized for others.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: keep BatchNorms in evaluation mode while training.
         with_cp: recompute each block in the backward pass to save memory.
@@ -81,7 +68,7 @@ class LinGlo(PyramidBackbone):
     """
 
     stage_keys = ('channels', 'depths', 'num_heads', 'ffn_ratios')
-    no_decay_keys = ('.saliency',)
+    no_decay_keys = ('.saliency', '.position.table')
     arch_zoo = {
         name: dict(
             channels=channels,
@@ -103,8 +90,13 @@ class LinGlo(PyramidBackbone):
         in_channels: int = 3,
         out_indices: int | Sequence[int] | None = None,
         drop_path_rate: float | None = None,
-        cpe_branches: int = 4,
-        cpe_skip: bool = True,
+        attention: str = 'key_only',
+        position: str | Mapping | None = 'rp_cpe',
+        layout: str | None = None,
+        stem: str = 'conv',
+        downsample: str | None = 'conv',
+        patch_size: int = 4,
+        image_size: int | Sequence[int] = 224,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -112,10 +104,14 @@ class LinGlo(PyramidBackbone):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         settings = self.resolve_arch(arch, optional=('drop_path_rate',))
-        channels, depths = settings['channels'], settings['depths']
+        channels = settings['channels']
+        if patch_size < 1:
+            raise ValueError(f'LinGlo: patch_size={patch_size} must be a positive number of pixels')
+        stride_step = 1 if downsample is None else 2
+        strides = [patch_size * stride_step**i for i in range(len(channels))]
         super().__init__(
             channels,
-            strides=[4 * 2**i for i in range(len(channels))],
+            strides,
             in_channels=in_channels,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
@@ -125,33 +121,36 @@ class LinGlo(PyramidBackbone):
         )
         if drop_path_rate is None:
             drop_path_rate = settings.get('drop_path_rate', 0.1)
-        rates = linear_ramp(drop_path_rate, depths)
+        rates = linear_ramp(drop_path_rate, settings['depths'])
+        make_attention = choose('LinGlo', 'attention', attention, ATTENTIONS)
+        stem_embed = choose('LinGlo', 'stem', stem, EMBEDS)
+        embed = choose('LinGlo', 'downsample', downsample, DOWNSAMPLES)
+        cpe = cpe_options(position)
+        layout = check_layout(layout, len(channels), cpe)
+
         self.stem = nn.Sequential(
-            ConvEmbed(in_channels, channels[0], kernel_size=7, stride=4, padding=3),
+            stem_embed(in_channels, channels[0], patch_size),
             nn.LayerNorm(channels[0], eps=NORM_EPS),
         )
         for i in range(self.num_stages):
             if i > 0:
-                self.downsamples.append(_downsample(channels[i - 1], channels[i]))
-            blocks = (
-                LinGloBlock(
-                    channels[i],
-                    settings['num_heads'][i],
-                    settings['ffn_ratios'][i],
-                    rate,
-                    cpe_branches,
-                    cpe_skip,
-                )
-                for rate in rates[i]
-            )
+                self.downsamples.append(make_downsample(embed, channels[i - 1], channels[i]))
+            options = dict(channels=channels[i], ffn_ratio=settings['ffn_ratios'][i], cpe=cpe)
+            if layout[i] == 'H':
+                options.update(num_heads=settings['num_heads'][i], attention=make_attention)
+            blocks = (LAYOUT[layout[i]](**options, drop_path=rate) for rate in rates[i])
             self.stages.append(nn.Sequential(*blocks))
+        if position == 'absolute':
+            self._add_position_tables(image_size, channels, strides)
         self.add_output_norms(NORM_EPS)
         if deploy:
             self.switch_to_deploy()
 
-
-def _downsample(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(in_channels, eps=NORM_EPS),
-        ConvEmbed(in_channels, out_channels, kernel_size=3, stride=2, padding=1),
-    )
+    def _add_position_tables(
+        self, image_size: int | Sequence[int], channels: Sequence[int], strides: Sequence[int]
+    ) -> None:
+        """At the entrance of each stage: last in the stem and in the down-samplings."""
+        size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        for i, entrance in enumerate([self.stem, *self.downsamples]):
+            grid = tuple(-(-n // strides[i]) for n in size)
+            entrance.add_module('position', PositionTable(grid, channels[i]))

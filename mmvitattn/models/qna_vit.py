@@ -8,90 +8,16 @@ LayerNorm of its own.
 
 from collections.abc import Mapping, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torch import nn
 
-from ..layers import FFN, ConvEmbed, QnALayer, WindowAttention
-from ..layers.init import lecun_normal_
-from ..ops.torch_api import is_exporting
+from ..layers import QnALayer, WindowAttention
 from ..registry import register_backbone
-from .base import PyramidBackbone, linear_ramp, per_stage
+from .base import PyramidBackbone
+from .options import choose, linear_ramp, per_stage
+from .qna_vit_parts import NORM_EPS, AvgPoolSkip, ConvSkip, PatchStem, QnAViTBlock, ResNetStem
 
-NORM_EPS = 1e-6
-FFN_RATIO = 4
-
-
-class PatchStem(ConvEmbed):
-    """4 x 4 patches by a convolution; a size that 4 does not divide is padded on both sides.
-
-    Args:
-        in_channels: channels of the image.
-        channels: channels of the output.
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(in_channels, channels, kernel_size=4, stride=4, padding=0, bias=False)
-        lecun_normal_(self.conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C), padded as Flax's 'SAME'."""
-        bottom, right = -x.shape[1] % 4, -x.shape[2] % 4
-        if is_exporting() or bottom or right:
-            top, left = bottom // 2, right // 2
-            x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
-        return super().forward(x)
-
-
-class QnAViTBlock(nn.Module):
-    """Pre-norm block: attention, then an FFN, each with a residual connection.
-
-    With ``skip`` it is the down-sampling block: the skip path takes the block's raw input, and the
-    attention branch is never dropped.
-
-    Args:
-        attention: module from (B, H, W, C_in) to (B, H', W', C).
-        in_channels: channels C_in of the input.
-        channels: channels C of the output.
-        skip: module on the attention's skip path; ``None`` for the identity.
-        drop_path: probability with which a branch is dropped for a sample.
-        layer_scale: start value of a factor for each channel of each branch; ``None`` for none.
-    """
-
-    def __init__(
-        self,
-        attention: nn.Module,
-        in_channels: int,
-        channels: int,
-        skip: nn.Module | None = None,
-        drop_path: float = 0.0,
-        layer_scale: float | None = None,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(in_channels, eps=NORM_EPS)
-        self.attention = attention
-        self.skip = skip
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.ffn = FFN(channels, FFN_RATIO * channels, approximate='tanh')
-        lecun_normal_(self.ffn.fc1)
-        lecun_normal_(self.ffn.fc2)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
-        for name in ('layer_scale1', 'layer_scale2'):
-            scale = (
-                None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
-            )
-            self.register_parameter(name, scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C_in) to (B, H', W', C)."""
-        y = _scaled(self.attention(self.norm1(x)), self.layer_scale1)
-        x = x + self.drop_path(y) if self.skip is None else self.skip(x) + y
-        return x + self.drop_path(_scaled(self.ffn(self.norm2(x)), self.layer_scale2))
-
-
-def _scaled(y: Tensor, scale: Tensor | None) -> Tensor:
-    return y if scale is None else y * scale
+STEMS = {'patch': PatchStem, 'resnet': ResNetStem}
+DOWNSAMPLE_SKIPS = {'conv': ConvSkip, 'avgpool': AvgPoolSkip}
 
 
 @register_backbone
@@ -115,12 +41,20 @@ class QnAViT(PyramidBackbone):
         window_sizes: window side of window self-attention, one or one a stage; default the arch's
             own. Weights for other sizes: see ``tools/model_converters/qna_flax_to_mm.py``.
         num_queries: learned queries of each layer.
-        normalize_queries: whether the learned queries are divided by their norm.
+        normalize_queries: whether the learned queries are divided by their norm, one or one a
+            stage; a down-sampling block belongs to the stage before it.
         position_bias: see :class:`~mmvitattn.layers.QnALayer`.
         attention_scale: see :class:`~mmvitattn.layers.QnALayer`.
         layer_scale: start value of LayerScale on each branch; ``None`` for none.
+        stem: 'patch', a 4 x 4 convolution, or 'resnet', a 7 x 7 convolution and max-pooling.
+        downsample_skip: skip path of the down-sampling blocks: 'conv', a 1 x 1 convolution with
+            stride 2, or 'avgpool', the mean of the attention's window, then a 1 x 1 convolution.
+        window_position_bias: see :class:`~mmvitattn.layers.WindowAttention`.
+        normalize_stop_grads: see :class:`~mmvitattn.layers.QnALayer`.
+        drop_path_downsample: whether the down-sampling blocks count in the ramp of drop-path rates;
+            if not, nothing of them is dropped.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: keep BatchNorms in evaluation mode while training (there are none).
+        norm_eval: keep BatchNorms in evaluation mode while training; the 'resnet' stem has one.
         with_cp: recompute each block in the backward pass to save memory.
         init_cfg: MMEngine's initialisation config.
 
@@ -137,7 +71,7 @@ class QnAViT(PyramidBackbone):
         *('qna_depths', 'qna_heads', 'kernel_sizes'),
         *('lsa_depths', 'lsa_heads', 'window_sizes'),
     )
-    no_decay_keys = ('.query', '.position_bias', '.attention_scale')
+    no_decay_keys = ('.query', '.position_bias', '.position_bias_vectors', '.attention_scale')
     arch_zoo = {
         name: dict(
             base_channels=channels,
@@ -166,15 +100,22 @@ class QnAViT(PyramidBackbone):
         kernel_sizes: int | Sequence[int] | None = None,
         window_sizes: int | Sequence[int] | None = None,
         num_queries: int = 2,
-        normalize_queries: bool = True,
+        normalize_queries: bool | Sequence[bool] = True,
         position_bias: str | None = 'relative_pos',
         attention_scale: str | None = 'normal',
         layer_scale: float | None = None,
+        stem: str = 'patch',
+        downsample_skip: str = 'conv',
+        window_position_bias: str | None = 'relative_pos',
+        normalize_stop_grads: bool = False,
+        drop_path_downsample: bool = True,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
+        make_stem = choose('QnAViT', 'stem', stem, STEMS)
+        make_skip = choose('QnAViT', 'downsample_skip', downsample_skip, DOWNSAMPLE_SKIPS)
         settings = self.resolve_arch(arch, optional=('drop_path_rate',))
         stages = range(len(settings['qna_depths']))
         for key, sizes in (('kernel_sizes', kernel_sizes), ('window_sizes', window_sizes)):
@@ -193,34 +134,46 @@ class QnAViT(PyramidBackbone):
         )
         if drop_path_rate is None:
             drop_path_rate = settings.get('drop_path_rate', 0.1)
-        self.layer_scale = layer_scale
-        self.qna_options = dict(
-            num_queries=num_queries,
-            normalize_queries=normalize_queries,
-            position_bias=position_bias,
-            attention_scale=attention_scale,
-        )
+        self.layer_scale, self.window_position_bias = layer_scale, window_position_bias
+        self.skip_type = make_skip
+        self.qna_options = [
+            dict(
+                kernel_size=settings['kernel_sizes'][i],
+                num_queries=num_queries,
+                normalize_queries=normalize,
+                position_bias=position_bias,
+                attention_scale=attention_scale,
+                normalize_stop_grads=normalize_stop_grads,
+            )
+            for i, normalize in enumerate(
+                per_stage('normalize_queries', normalize_queries, len(stages))
+            )
+        ]
         lsa_depths, qna_depths = settings['lsa_depths'], settings['qna_depths']
         # A stage's rates: its blocks, then the down-sampling block behind them.
-        counts = [lsa_depths[i] + qna_depths[i] + (i < stages[-1]) for i in stages]
+        counts = [
+            lsa_depths[i] + qna_depths[i] + (drop_path_downsample and i < stages[-1])
+            for i in stages
+        ]
         rates = linear_ramp(drop_path_rate, counts)
 
-        self.stem = PatchStem(in_channels, channels[0])
+        self.stem = make_stem(in_channels, channels[0])
         for i in range(self.num_stages):
             if i > 0:
-                self.downsamples.append(self._downsample_block(settings, i - 1, rates[i - 1][-1]))
+                rate = rates[i - 1][-1] if drop_path_downsample else 0.0
+                self.downsamples.append(self._downsample_block(settings, i - 1, rate))
             self.stages.append(self._stage(settings, i, rates[i]))
         self.add_output_norms(NORM_EPS)
 
     def _stage(self, settings: Mapping, i: int, rates: Sequence[float]) -> nn.Sequential:
         channels = settings['base_channels'] * 2**i
-        attentions = [
-            WindowAttention(channels, settings['lsa_heads'][i], settings['window_sizes'][i])
+        heads, window_size = settings['lsa_heads'][i], settings['window_sizes'][i]
+        attentions: list[nn.Module] = [
+            WindowAttention(channels, heads, window_size, position_bias=self.window_position_bias)
             for _ in range(settings['lsa_depths'][i])
         ]
-        heads, kernel_size = settings['qna_heads'][i], settings['kernel_sizes'][i]
         attentions += [
-            QnALayer(channels, heads, kernel_size, **self.qna_options)
+            QnALayer(channels, settings['qna_heads'][i], **self.qna_options[i])
             for _ in range(settings['qna_depths'][i])
         ]
         return nn.Sequential(
@@ -238,11 +191,9 @@ class QnAViT(PyramidBackbone):
         attention = QnALayer(
             channels,
             2 * settings['qna_heads'][i],
-            settings['kernel_sizes'][i],
             stride=2,
             in_channels=in_channels,
-            **self.qna_options,
+            **self.qna_options[i],
         )
-        skip = ConvEmbed(in_channels, channels, kernel_size=1, stride=2, padding=0, bias=False)
-        lecun_normal_(skip.conv)
+        skip = self.skip_type(in_channels, channels, settings['kernel_sizes'][i])
         return QnAViTBlock(attention, in_channels, channels, skip, rate, self.layer_scale)

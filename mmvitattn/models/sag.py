@@ -7,92 +7,14 @@ LayerNorm of its own; images of any size; ``kv_pools``.
 
 from collections.abc import Mapping, Sequence
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torch import Tensor
 
-from ..layers import (
-    FFN,
-    ConvEmbed,
-    GlobalAttention,
-    LocalShiftAttention,
-    PositionTable,
-    ShiftedPatchEmbed,
-)
-from ..layers.init import trunc_normal_
+from ..layers import GlobalAttention, PositionTable
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from ..registry import register_backbone
-from .base import PyramidBackbone, per_stage
-
-NORM_EPS = 1e-6
-FFN_RATIO = 4
-
-
-class SAGBlock(nn.Module):
-    """Pre-norm block: attention, then an FFN; the norms belong to the stage.
-
-    Local attention reads all shifted variants; the unshifted one alone has the residual connection
-    and goes on.
-
-    Args:
-        attention: global attention, or local attention over variants.
-        channels: channels C.
-        drop_path: probability with which a branch is dropped for a sample.
-    """
-
-    def __init__(self, attention: nn.Module, channels: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.attention = attention
-        self.ffn = FFN(channels, FFN_RATIO * channels)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
-
-    def forward(self, x: Tensor, norm1: nn.Module, norm2: nn.Module) -> Tensor:
-        """Maps (B, H, W, C), or (T, B, H, W, C) with local attention, to (B, H, W, C)."""
-        y = self.attention(norm1(x))
-        x = (x[0] if x.dim() == 5 else x) + self.drop_path(y)
-        return x + self.drop_path(self.ffn(norm2(x)))
-
-
-class SAGStage(nn.Module):
-    """Position table, one pair of norms that all blocks share, blocks.
-
-    Args:
-        blocks: the blocks.
-        position: positions of the stage's input.
-        channels: channels C.
-    """
-
-    def __init__(self, blocks: Sequence[SAGBlock], position: PositionTable, channels: int) -> None:
-        super().__init__()
-        self.position = position
-        self.norm1 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
-        self.blocks = nn.ModuleList(blocks)
-
-    def __len__(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-
-class SAGDownsample(nn.Module):
-    """Convolution, LayerNorm, max-pooling: halves the map.
-
-    Args:
-        in_channels: channels C of the input.
-        channels: channels C' of the output.
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        self.embed = ConvEmbed(in_channels, channels, kernel_size=3, stride=1, padding=1)
-        trunc_normal_(self.embed.conv)
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, H, W, C) to (B, ceil(H / 2), ceil(W / 2), C')."""
-        y = self.norm(self.embed(x)).permute(0, 3, 1, 2)
-        return F.max_pool2d(y, kernel_size=3, stride=2, padding=1).permute(0, 2, 3, 1).contiguous()
-
+from .base import PyramidBackbone
+from .options import per_stage
+from .sag_blocks import LOCALS, NORM_EPS, SAGBlock, SAGDownsample, SAGStage, check_options
 
 IMAGENET = dict(shifts=IMAGENET_SHIFTS, border='extend', image_size=224)
 CIFAR = dict(kernel_size=3, stride=1, padding=1, shifts=CIFAR_SHIFTS, border='roll', image_size=32)
@@ -110,6 +32,18 @@ class SAGViT(PyramidBackbone):
     of detection: ``kv_pools=(4, 2, 1)`` divides it by 16 and 4 in the first two stages. That is
     ours, no part of the paper; it has no weights, those of the paper's models fit.
 
+    ``local``, ``position`` and ``num_shifts`` are the paper's ablations (section 4.1). ``local``
+    says how the first block sees the neighbourhood of a patch:
+
+    - 'shift': T shifted copies of the image, each embedded by a convolution of its own, and
+      attention of each patch to its variants. The paper's model.
+    - 'translation': the same attention; the copies are translations of the image, continued by its
+      reflection, and one convolution embeds them all.
+    - 'window': one plain embedding; the block is Swin's, attention in windows of 7 x 7 positions.
+    - 'convolution': CvT's overlapping embedding with a LayerNorm; queries, keys and values of the
+      block are projected by convolutions, those of keys and values of stride 2.
+    - ``None``: one plain embedding, no local block: the first one is global, too.
+
     Args:
         arch: 'tiny', 'small' (ImageNet), 'cifar_tiny', 'cifar_small', 'cifar_base', or a dict with
             ``channels``, ``depths``, ``num_heads`` (one entry a stage each), ``shared_kv`` (keys
@@ -122,8 +56,14 @@ class SAGViT(PyramidBackbone):
         drop_path_rate: drop-path rate of every block; default the arch's own (paper: 0.1).
         kv_pools: side of the squares of positions that keys and values of global attention
             average, one or one a stage; 1 for none.
+        local: how the first block sees its neighbourhood: 'shift', 'translation', 'window',
+            'convolution' or ``None``.
+        position: 'per_variant', a position table for each shifted variant, or 'shared', one for all
+            of them.
+        num_shifts: takes the first of the arch's shifts alone; default all.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: keep BatchNorms in evaluation mode while training (there are none).
+        norm_eval: keep BatchNorms in evaluation mode while training; there are some in the block of
+            'convolution' alone.
         with_cp: recompute each block in the backward pass to save memory.
         init_cfg: MMEngine's initialisation config.
 
@@ -137,7 +77,7 @@ class SAGViT(PyramidBackbone):
     """
 
     stage_keys = ('channels', 'depths', 'num_heads')
-    no_decay_keys = ('.position.table',)
+    no_decay_keys = ('.position.table', '.position_bias')
     arch_zoo = {
         'tiny': dict(
             channels=(192,) * 4,
@@ -182,12 +122,17 @@ class SAGViT(PyramidBackbone):
         out_indices: int | Sequence[int] | None = None,
         drop_path_rate: float | None = None,
         kv_pools: int | Sequence[int] = 1,
+        local: str | None = 'shift',
+        position: str = 'per_variant',
+        num_shifts: int | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         settings = self.resolve_arch(arch, optional=('drop_path_rate',))
+        check_options(local, position, num_shifts, len(settings['shifts']))
+        settings['shifts'] = settings['shifts'][:num_shifts]
         channels, stages = settings['channels'], range(len(settings['channels']))
         strides = [settings['stride'] * 2**i for i in stages]
         super().__init__(
@@ -204,11 +149,8 @@ class SAGViT(PyramidBackbone):
         if drop_path_rate is None:
             drop_path_rate = settings.get('drop_path_rate', 0.1)
         kv_pools = per_stage('kv_pools', kv_pools, len(stages))
-        self.stem = ShiftedPatchEmbed(
-            in_channels,
-            channels[0],
-            **{k: settings[k] for k in ('kernel_size', 'stride', 'padding', 'shifts', 'border')},
-        )
+        self.local, self.position = local, position
+        self.stem = LOCALS[local].build_embed(in_channels, channels[0], settings)
         grids = self._grids(settings['image_size'])
         for i in range(self.num_stages):
             if i > 0:
@@ -235,10 +177,14 @@ class SAGViT(PyramidBackbone):
         channels = settings['channels'][i]
         options = (channels, settings['num_heads'][i], settings['shared_kv'])
         attentions = [GlobalAttention(*options, kv_pool) for _ in range(settings['depths'][i])]
+        num_variants = None
         if i == 0:
-            attentions[0] = LocalShiftAttention(*options)
+            local = LOCALS[self.local]
+            if local.attention is not None:
+                attentions[0] = local.attention(*options)
+            if local.has_variants and self.position == 'per_variant':
+                num_variants = len(settings['shifts'])
         blocks = [SAGBlock(attention, channels, drop_path) for attention in attentions]
-        num_variants = len(settings['shifts']) if i == 0 else None
         return SAGStage(blocks, PositionTable(grid_size, channels, num_variants), channels)
 
     def forward_stage(self, stage: SAGStage, x: Tensor) -> Tensor:

@@ -111,6 +111,75 @@ def test_bias_and_scale_types(attention_scale, position_bias):
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize('normalize', [True, False])
+@pytest.mark.parametrize('position_bias', ['absolute_pos', 'contextual_pos'])
+def test_biases_that_come_from_the_queries(position_bias, normalize):
+    """Against each product written out, in float64."""
+    torch.manual_seed(0)
+    options = dict(num_queries=3, normalize_queries=normalize)
+    layer = QnALayer(8, 2, 5, position_bias=position_bias, **options).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    queries = np.zeros((3, 2, 4))
+    for q in range(3):
+        for h in range(2):
+            part = layer.query[q, 4 * h : 4 * h + 4].numpy()
+            queries[q, h] = part / ((np.linalg.norm(part) + 1e-6) if normalize else 1) / 2
+    expected = np.zeros(25 * 3 * 2)
+    if position_bias == 'absolute_pos':
+        vectors = layer.position_bias_vectors.numpy()
+        for i, (k, q, h) in enumerate(np.ndindex(25, 3, 2)):
+            expected[i] = queries[q, h] @ vectors[k, q, 4 * h : 4 * h + 4]
+    else:  # written query by query, read offset by offset
+        weight, bias = layer.position_map.weight.numpy(), layer.position_map.bias.numpy()
+        for i, (q, k, h) in enumerate(np.ndindex(3, 25, 2)):
+            expected[i] = weight[2 * k + h] @ queries[q].reshape(8) + bias[2 * k + h]
+    np.testing.assert_allclose(layer.bias_table(), expected.reshape(25, 3, 2), atol=1e-12)
+
+    table = QnALayer(8, 2, 5, **options).double()
+    shared = {k: v for k, v in layer.state_dict().items() if 'position' not in k}
+    table.load_state_dict(shared | {'position_bias': layer.bias_table()})
+    x = torch.randn(2, 6, 7, 8, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), table(x))
+    torch.testing.assert_close(layer.attention_weights(x), table.attention_weights(x))
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]))  # no matter how large the batch
+
+
+def test_start_values_of_biases_that_come_from_the_queries():
+    layer = QnALayer(64, 8, 7, position_bias='absolute_pos')
+    assert layer.position_bias_vectors.shape == (49, 2, 64)
+    assert (layer.position_bias_vectors == 0).all()
+    layer = QnALayer(64, 8, 7, position_bias='contextual_pos')
+    assert layer.position_map.weight.shape == (49 * 8, 64)
+    assert layer.position_map.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+    assert (layer.position_map.bias == 0).all()
+
+
+@pytest.mark.parametrize('position_bias', ['relative_pos', 'absolute_pos', 'contextual_pos'])
+def test_norm_of_the_queries_as_a_constant(position_bias):
+    """The gradient is that of a layer with the norms divided out beforehand, over the norms."""
+    torch.manual_seed(0)
+    options = dict(kernel_size=3, position_bias=position_bias)
+    layer = QnALayer(8, 2, normalize_stop_grads=True, **options).double()
+    plain = QnALayer(8, 2, normalize_queries=False, **options).double()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter)
+    plain.load_state_dict(layer.state_dict())
+    heads = plain.query.data.view(2, 2, 4)
+    norms = (heads.norm(dim=-1, keepdim=True) + 1e-6).expand_as(heads).reshape(2, 8)
+    plain.query.data = plain.query.data / norms
+    x = torch.randn(1, 4, 5, 8, dtype=torch.float64)
+    weights = torch.randn(1, 4, 5, 8, dtype=torch.float64)
+    for each in (layer, plain):
+        (each(x) * weights).sum().backward()
+    torch.testing.assert_close(layer.query.grad, plain.query.grad / norms)
+    gradient = layer.query.grad.clone()
+    layer.normalize_stop_grads, layer.query.grad = False, None
+    (layer(x) * weights).sum().backward()
+    assert not torch.allclose(layer.query.grad, gradient)
+
+
 @pytest.mark.parametrize('stride', [1, 2])
 def test_compiles_to_one_graph(stride):
     layer = QnALayer(8, num_heads=2, stride=stride)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,7 +6,7 @@ from torch import nn
 
 from mmvitattn.layers import LocalShiftAttention, PositionTable, ShiftedPatchEmbed
 from mmvitattn.layers.position_table import resize_table
-from mmvitattn.layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
+from mmvitattn.layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS, TranslatedPatchEmbed
 
 
 def test_shifts_are_those_of_the_paper():
@@ -44,6 +45,30 @@ def test_images_are_padded_before_they_are_shifted(options, size, grid):
         expected = F.conv2d(shifted, embed.weight[t], embed.bias[t], embed.stride, embed.padding)
         expected = expected[..., : grid[0], : grid[1]].permute(0, 2, 3, 1)
         torch.testing.assert_close(y[t], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'size', 'grid'),
+    [
+        (dict(kernel_size=3, stride=1, padding=1, shifts=CIFAR_SHIFTS), (5, 9), (5, 9)),
+        (dict(kernel_size=4, stride=4), (13, 22), (4, 6)),
+        (dict(kernel_size=9, stride=7, padding=1), (20, 33), (3, 5)),
+    ],
+)
+def test_translations_share_one_embedding(options, size, grid):
+    """NumPy's reflection, then the padding to whole patches, then one convolution."""
+    embed = TranslatedPatchEmbed(3, 6, **options)
+    nn.init.normal_(embed.conv.bias)
+    image = torch.randn(2, *size, 3)
+    y = embed(image)
+    assert embed.grid_size(*size) == grid and y.shape == (len(embed.shifts), 2, *grid, 6)
+    stride, reflected = embed.stride, np.pad(image, ((0, 0), (3, 3), (3, 3), (0, 0)), 'reflect')
+    for variant, (down, right) in zip(y, embed.shifts, strict=True):
+        shifted = reflected[:, 3 - down :, 3 - right :][:, : size[0], : size[1]]
+        shifted = torch.from_numpy(shifted).permute(0, 3, 1, 2)
+        shifted = F.pad(shifted, (0, -size[1] % stride, 0, -size[0] % stride))
+        expected = F.conv2d(shifted, *embed.parameters(), stride, embed.padding)
+        torch.testing.assert_close(variant, expected.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('shared_kv', [False, True])
@@ -158,6 +183,7 @@ def test_table_is_resized_bicubically_with_antialiasing(size):
         (lambda: ShiftedPatchEmbed(3, 8, 3, 1, shifts=CIFAR_SHIFTS), "use 'roll'"),
         (lambda: ShiftedPatchEmbed(3, 8, 3, 1, border='zero'), "'zero'"),
         (lambda: LocalShiftAttention(8, 3), 'num_heads=3'),
+        (lambda: TranslatedPatchEmbed(3, 8, 3, 1, shifts=((0, 0), (1,))), 'pairs'),
     ],
 )
 def test_wrong_options_are_named(build, message):

@@ -5,9 +5,11 @@ from mmvitattn.layers import WindowAttention
 from mmvitattn.layers.window import relative_position_index
 
 
-def make_layer(window_size, channels=12, heads=3):
-    layer = WindowAttention(channels, heads, window_size).double()
-    torch.nn.init.normal_(layer.position_bias)
+def make_layer(window_size, channels=12, heads=3, bias=False):
+    layer = WindowAttention(channels, heads, window_size, bias).double()
+    for name, parameter in layer.named_parameters():
+        if 'bias' in name:
+            torch.nn.init.normal_(parameter)
     return layer
 
 
@@ -15,7 +17,7 @@ def attend(layer, tokens, positions):
     """Attention over a list of tokens, head by head, as the equations say."""
     heads, dim = layer.num_heads, layer.channels // layer.num_heads
     side = 2 * layer.window_size - 1
-    qkv = tokens @ layer.qkv.weight.T
+    qkv = layer.qkv(tokens)
     outputs = []
     for head in range(heads):
         query, key, value = qkv[:, head * 3 * dim : (head + 1) * 3 * dim].split(dim, dim=-1)
@@ -23,12 +25,13 @@ def attend(layer, tokens, positions):
         bias = layer.position_bias[offset[..., 0] * side + offset[..., 1], head]
         weights = (query @ key.T / dim**0.5 + bias).softmax(-1)
         outputs.append(weights @ value)
-    return torch.cat(outputs, -1) @ layer.out.weight.T
+    return layer.out(torch.cat(outputs, -1))
 
 
+@pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize(('height', 'width'), [(6, 3), (4, 7), (2, 2), (1, 5)])
-def test_each_window_attends_to_its_real_tokens_alone(height, width):
-    layer, w = make_layer(3), 3
+def test_each_window_attends_to_its_real_tokens_alone(height, width, bias):
+    layer, w = make_layer(3, bias=bias), 3
     x = torch.randn(2, height, width, 12, dtype=torch.float64)
     actual = layer(x)
     assert actual.shape == x.shape
@@ -76,6 +79,8 @@ def test_autocast_and_compile():
 def test_index_is_no_weight_and_start_values():
     layer = WindowAttention(32, 4, 7)
     assert set(layer.state_dict()) == {'qkv.weight', 'out.weight', 'position_bias'}
+    biases = set(WindowAttention(32, 4, 7, bias=True).state_dict()) - set(layer.state_dict())
+    assert biases == {'qkv.bias', 'out.bias'}
     assert layer.position_bias.shape == (169, 4) and (layer.position_bias == 0).all()
     assert layer.qkv.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
 

@@ -1,4 +1,7 @@
-"""Backbones for the contract: whole archs, and short ones that keep each kind of block."""
+"""Backbones for the contract: whole archs, and short ones that keep each kind of block.
+
+Options that change what is built have variants of the short archs.
+"""
 
 import pytest
 import torch
@@ -14,6 +17,14 @@ ARCHS = {
 }
 SHORT = [pytest.param((name, False), id=name) for name in ARCHS]
 WHOLE = [pytest.param((name, True), marks=pytest.mark.slow, id=f'{name}-whole') for name in ARCHS]
+OPTIONS = {  # variants of archs
+    'linglo_b0-CH': dict(layout='CH', position='p_cpe'),
+    'linglo_b0-dot_product': dict(attention='dot_product', position='absolute'),
+    'linglo_b0-patch': dict(stem='patch', downsample='patch', patch_size=2),
+}
+VARIANTS = [
+    pytest.param((name.split('-')[0], False, options), id=name) for name, options in OPTIONS.items()
+]
 
 
 def shorten(cls, settings):
@@ -29,8 +40,9 @@ def shorten(cls, settings):
 class Case:
     """Builds a backbone with any options; holds one in evaluation mode that no test may change."""
 
-    def __init__(self, name, whole):
+    def __init__(self, name, whole, options=None):
         self.family, settings = ARCHS[name]
+        self.options = options or {}
         whole_arch = dict(settings, drop_path_rate=0.0)
         self.arch = whole_arch if whole else shorten(self.family, settings)
         torch.manual_seed(0)
@@ -38,7 +50,7 @@ class Case:
         self.num_stages = len(self.backbone.out_indices)
 
     def build(self, **options):
-        return self.family(self.arch, **options)
+        return self.family(self.arch, **{**self.options, **options})
 
     def image(self, batch=2):
         side = self.backbone.min_size
@@ -63,7 +75,7 @@ def quick_start_values():
         yield
 
 
-@pytest.fixture(scope='module', params=SHORT + WHOLE)
+@pytest.fixture(scope='module', params=SHORT + VARIANTS + WHOLE)
 def case(request, quick_start_values):
     return Case(*request.param)
 

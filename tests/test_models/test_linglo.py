@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mmvitattn.models import LinGlo
-from mmvitattn.models.linglo import LinGloBlock
+from mmvitattn.models.linglo_blocks import LinGloBlock
 
 TINY = dict(
     channels=(8, 12, 20, 24), depths=(1, 2, 1, 1), num_heads=(1, 2, 5, 3), ffn_ratios=(4, 4, 2, 2)

@@ -170,7 +170,7 @@ def test_init_cfg_is_carried_out_at_once(classifier_state, tmp_path):
     [
         ('linglo_b1', {}, r'file.pth does not fit.*stages.0.0.norm1.weight \(32,\).*has \(64,\)'),
         ('qna_vit_tiny', {}, 'file.pth does not fit.*weights are missing'),
-        ('linglo_b0', dict(cpe_branches=3), 'left over.*convs.3.weight'),
+        ('linglo_b0', dict(position=dict(num_branches=3)), 'left over.*convs.3.weight'),
     ],
 )
 def test_pretrained_that_does_not_fit_is_named(name, options, message, classifier_state, tmp_path):

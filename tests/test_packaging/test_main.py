@@ -53,7 +53,8 @@ def test_arguments_that_are_files_stay_as_they_are(tmp_path, monkeypatch, root):
 
 def test_configs_by_name(root):
     names = hub.list_configs()
-    assert {'linglo_b0_8xb128_in1k', 'demo/linglo_b0_shapes'} <= set(names)
+    in_folders = {'demo/linglo_b0_shapes', 'ablations/linglo_b0_cpe_8xb128-100e_in1k'}
+    assert {'linglo_b0_8xb128_in1k', *in_folders} <= set(names)
     assert not any(name.startswith('_base_/') for name in names)
     for name in ('linglo_b0_8xb128_in1k', 'configs/linglo_b0_8xb128_in1k.py'):
         assert hub.get_config(name).model.backbone.arch == 'b0'

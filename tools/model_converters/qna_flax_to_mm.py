@@ -3,14 +3,16 @@
 ``python tools/model_converters/qna_flax_to_mm.py checkpoint_0 qna_vit_tiny.pth``
 
 A classifier loads the result whole; a detector or segmentor takes the backbone:
-``init_cfg=dict(type='Pretrained', checkpoint='qna_vit_tiny.pth', prefix='backbone.')``. Needs
+``init_cfg=dict(type='Pretrained', checkpoint='qna_vit_tiny.pth', prefix='backbone.')``. The tool
+prints the options of the backbone, and the neck, that a classifier's config needs. Needs
 msgpack: ``pip install "mmvitattn[convert]"``.
 """
 
 import argparse
 
 from mmvitattn.converters import convert_qna_vit, read_flax_msgpack
-from mmvitattn.converters.files import add_file_arguments, convert_file, one_or_each
+from mmvitattn.converters.files import Converted, add_file_arguments, convert_file, one_or_each
+from mmvitattn.converters.qna_vit_settings import read_official_config
 from mmvitattn.engine.errors import usage_errors_exit
 from mmvitattn.models import QnAViT
 
@@ -35,6 +37,12 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         help='the same for learned-query attention and kernel_sizes',
     )
+    parser.add_argument(
+        '--config',
+        metavar='FILE.json',
+        help="the release's model configuration, where the file leaves open what it describes; "
+        'takes the place of --arch',
+    )
     return parser.parse_args()
 
 
@@ -45,11 +53,15 @@ def convert(args: argparse.Namespace) -> None:
         UsageError: if a file or an option cannot be used.
     """
     window, kernel_size = one_or_each(args.window), one_or_each(args.kernel_size)
-    convert_file(
-        args,
-        'QnA-ViT',
-        lambda: convert_qna_vit(read_flax_msgpack(args.src), args.arch, window, kernel_size),
-    )
+
+    def converted() -> Converted:
+        config = None if args.config is None else read_official_config(args.config)
+        checkpoint = read_flax_msgpack(args.src)
+        return convert_qna_vit(checkpoint, args.arch, window, kernel_size, config)
+
+    description = convert_file(args, 'QnA-ViT', converted)
+    for part in ('backbone', 'neck'):
+        print(f'{part} = {description[part]}')
 
 
 def main() -> None:

@@ -1,0 +1,18 @@
+# 16 x 16 patches, one resolution; depths and FFN ratios of b0, channels and heads of the paper's
+# section 5.4.
+_base_ = './linglo_b0_wo_c_8xb128-100e_in1k.py'
+model = dict(
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            channels=(150, 150, 150, 150),
+            depths=(2, 3, 3, 2),
+            num_heads=(3, 3, 3, 3),
+            ffn_ratios=(8, 8, 4, 4),
+            drop_path_rate=0.0,
+        ),
+        patch_size=16,
+        downsample=None,
+    ),
+    head=dict(in_channels=150),
+)

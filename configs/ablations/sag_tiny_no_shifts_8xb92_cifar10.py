@@ -1,0 +1,3 @@
+# SAG, table 5, A: hierarchical global attention alone.
+_base_ = '../sag_tiny_8xb92_cifar10.py'
+model = dict(backbone=dict(local=None))

@@ -1,0 +1,81 @@
+"""Patch embedding of an image of any size."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ops.torch_api import is_exporting
+from .embed import ConvEmbed
+from .init import trunc_normal_
+
+
+def pad_to_stride(x: Tensor, stride: int) -> Tensor:
+    """Pads an image with zeros on the right and the bottom to a multiple of the stride.
+
+    Args:
+        x: (B, H, W, C).
+        stride: stride, in pixels.
+    """
+    bottom, right = -x.shape[1] % stride, -x.shape[2] % stride
+    if is_exporting() or bottom or right:
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    return x
+
+
+def patch_grid(
+    height: int, width: int, kernel_size: int, stride: int, padding: int
+) -> tuple[int, int]:
+    """Rows and columns of patches of an image that is padded to a multiple of the stride.
+
+    Args:
+        height: height of the image, in pixels.
+        width: its width.
+        kernel_size: side of the patches.
+        stride: stride of the patches.
+        padding: further zeros on each side of the image.
+    """
+    reach = 2 * padding - kernel_size
+    return tuple((n + -n % stride + reach) // stride + 1 for n in (height, width))
+
+
+class PatchEmbed(ConvEmbed):
+    """Embeds the patches of an image by one convolution.
+
+    An image that the stride does not divide is padded with zeros on the right and the bottom.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the embedding.
+        kernel_size: side of the kernel, in pixels.
+        stride: stride, in pixels.
+        padding: further zeros on each side of the image, in pixels.
+
+    Example:
+        >>> PatchEmbed(3, 64, kernel_size=4, stride=4)(torch.rand(8, 225, 223, 3)).shape
+        torch.Size([8, 57, 56, 64])
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, kernel_size: int, stride: int, padding: int = 0
+    ) -> None:
+        super().__init__(in_channels, channels, kernel_size, stride, padding)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal (std 0.02) kernel, zero bias."""
+        trunc_normal_(self.conv)
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches of an image of ``height`` x ``width`` pixels."""
+        return patch_grid(height, width, self.kernel_size, self.stride, self.padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embeds patches.
+
+        Args:
+            x: (B, H, W, C_in).
+
+        Returns:
+            (B, H', W', C), the grid as :meth:`grid_size` says.
+        """
+        return super().forward(pad_to_stride(x, self.stride))

@@ -1,0 +1,22 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmvitattn.ops.activation import gelu_tanh
+
+
+def test_gelu_tanh_equals_pytorchs():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e30, -1e3, 0.0, 1e3, 1e30])])
+    expected = F.gelu(x.double(), approximate='tanh')
+    torch.testing.assert_close(gelu_tanh(x.double()), expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gelu_tanh(x).double(), expected, rtol=2e-6, atol=2e-6)
+    assert gelu_tanh(torch.empty(0, 3)).shape == (0, 3)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_gelu_tanh_with_gradient_and_in_half_precision_is_pytorchs(dtype):
+    x = torch.linspace(-6, 6, 101, dtype=dtype).requires_grad_()
+    y = gelu_tanh(x)
+    assert torch.equal(y, F.gelu(x, approximate='tanh'))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert gradient.isfinite().all()
