@@ -5,6 +5,7 @@ docs/README.md tells the marks by which blocks of commands are run.
 
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import shlex
@@ -19,12 +20,17 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmvitattn.__main__ import find_tools
+from mmvitattn.__main__ import main as run_tool_here
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 BLOCK = re.compile(
     r'(?:^<!-- (?P<mark>runs|file)(?:: (?P<text>[^\n]*?))? -->\n)?'
     r'^```(?P<language>\w+)\n(?P<code>.*?)^```$',
+    re.MULTILINE | re.DOTALL,
+)
+TABLE = re.compile(
+    r'^<!-- table: (?P<command>[^\n]*) -->\n(?P<text>.*?)^<!-- end of table -->$',
     re.MULTILINE | re.DOTALL,
 )
 
@@ -157,6 +163,24 @@ def test_commands_are_known_to_the_tools(page, parse, capsys):
                 assert error.code == 0, f'{" ".join(words)}: {capsys.readouterr().err}'
 
 
+def tables(page):
+    """Command and text of each table that a command prints."""
+    return TABLE.findall(page.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('page', each(page for page in PAGES if tables(page)))
+def test_tables_are_what_their_commands_print(page, monkeypatch, capsys):
+    """In this process, which has imported the toolboxes once for all of them."""
+    for command, text in tables(page):
+        monkeypatch.setattr(sys, 'argv', [])
+        monkeypatch.setattr(sys, 'path', [*sys.path])
+        monkeypatch.setattr(logging.root.manager, 'disable', logging.NOTSET)
+        capsys.readouterr()
+        tool, words = tool_call(shlex.split(command))
+        run_tool_here([tool, *words])
+        assert text.strip() == capsys.readouterr().out.strip(), command
+
+
 @pytest.fixture
 def workplace(tmp_path, small_shapes, monkeypatch):
     """A folder in which a page's commands run: with the tools, the configs and some data."""
@@ -169,7 +193,7 @@ def workplace(tmp_path, small_shapes, monkeypatch):
 
 
 def write_files(page, folder):
-    for block in blocks(page, 'python'):
+    for block in [*blocks(page, 'python'), *blocks(page, 'yaml')]:
         if block.mark == 'file':
             (folder / block.text).write_text(block.code)
 

@@ -1,4 +1,4 @@
-"""Models of configs with their weights, for the tools that neither train nor evaluate."""
+"""Models of configs, with their weights or bare, for the tools that neither train nor evaluate."""
 
 import copy
 from collections.abc import Mapping
@@ -33,6 +33,26 @@ def read_model_config(path: str | Path) -> Config:
     return cfg
 
 
+def construct_model(cfg: Config) -> nn.Module:
+    """The model of a config as its constructors leave it: without its initial weights.
+
+    Under ``with torch.device('meta')`` nothing is computed or stored.
+
+    Args:
+        cfg: the config; its pretrained weights are left out.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    cfg = copy.deepcopy(cfg)
+    preflight.drop_pretrained(cfg)
+    if 'data_preprocessor' in cfg:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    if 'default_scope' in cfg:
+        init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model).eval()
+
+
 def build_model(
     cfg: Config, checkpoint: Mapping | None = None, source: str = 'the checkpoint'
 ) -> nn.Module:
@@ -51,13 +71,8 @@ def build_model(
         UsageError: if the checkpoint does not fit the config.
     """
     cfg = copy.deepcopy(cfg)
-    preflight.drop_pretrained(cfg)
     cfg.model.backbone.pop('deploy', None)
-    if 'data_preprocessor' in cfg:
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    if 'default_scope' in cfg:
-        init_default_scope(cfg.default_scope)
-    model = MODELS.build(cfg.model).eval()
+    model = construct_model(cfg)
     if checkpoint is None:
         model.init_weights()
     else:

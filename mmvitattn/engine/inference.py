@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from torch import nn
 
 from . import preflight
-from .build import read_model_config
+from .build import construct_model, read_model_config
 from .cli import add_trust_argument
 from .errors import UsageError
 from .predictors import (
@@ -199,8 +199,7 @@ def _classification_inferencer(cfg: Config, load, device: str) -> Any:
     from mmpretrain.apis import ImageClassificationInferencer
 
     # From a model that is built, it looks nothing up.
-    cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
-    model = MODELS.build(cfg.model)
+    model = construct_model(cfg)
     load(model)
     model._config, model._dataset_meta = cfg, model.dataset_meta
     return ImageClassificationInferencer(model, pretrained=False, device=device)

@@ -11,13 +11,11 @@ import logging
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine import preflight
+from mmvitattn.engine.build import construct_model, read_model_config
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
 from mmvitattn.layers import QnALayer
 from mmvitattn.ops import force
@@ -53,15 +51,7 @@ CLASSIFIERS = {
 
 def build(config: Path, deploy: bool) -> nn.Module:
     """The model of a config, without weights."""
-    if not config.is_file():
-        raise UsageError(f'there is no config {config}; see configs/')
-    cfg = Config.fromfile(config)
-    preflight.drop_pretrained(cfg)
-    init_default_scope(cfg.default_scope)
-    settings = copy.deepcopy(cfg.model)
-    if 'data_preprocessor' in cfg:
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(settings).eval()
+    model = construct_model(read_model_config(config))
     if deploy and hasattr(model.backbone, 'switch_to_deploy'):
         model.backbone.switch_to_deploy()
     return model

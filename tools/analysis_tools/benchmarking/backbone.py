@@ -2,7 +2,6 @@
 
 from .backbones import (
     B0_DOT_PRODUCT,
-    B0_OPTION,
     B0_SDPA,
     CONVNEXT,
     CONVNEXT_LAST,
@@ -19,6 +18,7 @@ from .backbones import (
     SAG_SMALL_ONE,
     SAG_SMALL_POOLED,
     SAG_SMALL_POOLED_MORE,
+    SAG_SMALL_PUBLISHED,
     SAG_TINY,
     SAG_TINY_ONE,
     SWIN,
@@ -27,13 +27,13 @@ from .backbones import (
 from .cases import BACKWARD, FORWARD, MODES, Case, Group, Size
 
 LINGLOS, QNAS = (LINGLO_B0, LINGLO_B1, LINGLO_B2), (QNA_TINY, QNA_TINY_7, QNA_SMALL)
-SAGS = (SAG_SMALL, SAG_SMALL_ONE, SAG_TINY, SAG_TINY_ONE)
+SAGS = (SAG_SMALL, SAG_SMALL_ONE, SAG_SMALL_PUBLISHED, SAG_TINY, SAG_TINY_ONE)
 PEERS = (SWIN, SWIN_SDPA, PVT, CONVNEXT, CONVNEXT_LAST, RESNET, RESNET_LAST)
 # At every size: one form of each peer; SAG, whose global attention is quadratic, as in detectors.
 DENSE = (*LINGLOS, *QNAS, SAG_SMALL_POOLED, SWIN, PVT, CONVNEXT, RESNET)
 # One form of each, which seldom is the slower one.
 TRAINED = (*LINGLOS, *QNAS, SAG_SMALL, SAG_TINY, SWIN, PVT, CONVNEXT_LAST, RESNET_LAST)
-FIGURE_4 = (LINGLO_B0, B0_SDPA, B0_DOT_PRODUCT, B0_OPTION)
+FIGURE_4 = (LINGLO_B0, B0_SDPA, B0_DOT_PRODUCT)
 
 SIDE = 224
 SIDES = (224, 448, 896, 1344)
@@ -115,7 +115,7 @@ def figure_4_group(sides: tuple[int, ...]) -> Group:
     Args:
         sides: sides of the images, in pixels.
     """
-    largest = {B0_SDPA: LARGEST_SDPA, B0_DOT_PRODUCT: LARGEST_PLAIN, B0_OPTION: LARGEST_PLAIN}
+    largest = {B0_SDPA: LARGEST_SDPA, B0_DOT_PRODUCT: LARGEST_PLAIN}
     cases = []
     for side in sides:
         names = tuple(name for name in FIGURE_4 if side <= largest.get(name, side))

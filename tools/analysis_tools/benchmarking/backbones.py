@@ -4,15 +4,13 @@ Ours with an output norm a stage; timm's by ``features_only=True``. No classifie
 path, random weights. For training LinGlo is in its training form, else in its deploy form.
 """
 
-import inspect
-
 import torch
 from torch import nn
 
 from mmvitattn.layers import GlobalAttention
 from mmvitattn.models import LinGlo, QnAViT, SAGViT
 
-from .cases import Size, Unavailable, contestant
+from .cases import Size, contestant
 from .layers import ONE_BY_ONE
 from .peers import DotProductAttention, Forced
 
@@ -20,13 +18,13 @@ LINGLO_B0, LINGLO_B1, LINGLO_B2 = 'LinGlo-b0', 'LinGlo-b1', 'LinGlo-b2'
 QNA_TINY, QNA_TINY_7, QNA_SMALL = 'QnA-ViT-tiny', 'QnA-ViT-tiny 7x7', 'QnA-ViT-small'
 SAG_SMALL, SAG_TINY = 'SAG-small', 'SAG-tiny'
 SAG_SMALL_ONE, SAG_TINY_ONE = 'SAG-small, one by one', 'SAG-tiny, one by one'
+SAG_SMALL_PUBLISHED = 'SAG-small, one by one, plain softmax'
 SAG_SMALL_POOLED = 'SAG-small, kv_pools (4, 2, 1)'
 SAG_SMALL_POOLED_MORE = 'SAG-small, kv_pools (8, 4, 2)'
 SWIN, SWIN_SDPA, PVT = 'Swin-T', 'Swin-T, SDPA', 'PVTv2-B2'
 CONVNEXT, CONVNEXT_LAST = 'ConvNeXt-T', 'ConvNeXt-T, channels_last'
 RESNET, RESNET_LAST = 'ResNet-50', 'ResNet-50, channels_last'
-B0_DOT_PRODUCT, B0_SDPA = 'LinGlo-b0, dot product', 'LinGlo-b0, SDPA'
-B0_OPTION = "LinGlo-b0, attention='dot_product'"
+B0_DOT_PRODUCT, B0_SDPA = 'LinGlo-b0, plain softmax', "LinGlo-b0, attention='dot_product'"
 
 
 @contestant(LINGLO_B0)
@@ -48,9 +46,6 @@ def linglo_b2(size: Size) -> nn.Module:
 
 
 def _linglo(arch: str, size: Size, **options: str) -> nn.Module:
-    unknown = set(options) - set(inspect.signature(LinGlo).parameters)
-    if unknown:
-        raise Unavailable(f'LinGlo has no option {", ".join(sorted(unknown))}')
     return LinGlo(arch, drop_path_rate=0.0, deploy=not size.training, **options)
 
 
@@ -82,6 +77,12 @@ def sag_small(size: Size) -> nn.Module:
 def sag_small_one_by_one(size: Size) -> nn.Module:
     """SAG-small with embedding and local attention as published."""
     return Forced(sag_small(size), ONE_BY_ONE)
+
+
+@contestant(SAG_SMALL_PUBLISHED, same_as=SAG_SMALL)
+def sag_small_published(size: Size) -> nn.Module:
+    """The same with the release's global attention, too, whose N x N weights exist."""
+    return _with_plain_softmax(sag_small_one_by_one(size))
 
 
 @contestant(SAG_SMALL_POOLED)
@@ -177,27 +178,24 @@ class ChannelsLast(nn.Module):
         return self.model(images.contiguous(memory_format=torch.channels_last))
 
 
-@contestant(B0_DOT_PRODUCT)
-def linglo_b0_dot_product(size: Size) -> nn.Module:
-    """LinGlo-b0 with plain softmax attention in place of key-only (LinGlo paper, figure 4)."""
-    return _with_attention(linglo_b0(size), DotProductAttention)
-
-
-@contestant(B0_SDPA, same_as=B0_DOT_PRODUCT)
+@contestant(B0_SDPA)
 def linglo_b0_sdpa(size: Size) -> nn.Module:
-    """The same by PyTorch's scaled_dot_product_attention."""
-    return _with_attention(linglo_b0(size), GlobalAttention)
-
-
-@contestant(B0_OPTION)
-def linglo_b0_option(size: Size) -> nn.Module:
-    """The same by LinGlo's own option."""
+    """LinGlo-b0 with attention='dot_product', which is PyTorch's scaled_dot_product_attention."""
     return _linglo('b0', size, attention='dot_product')
 
 
-def _with_attention(model: LinGlo, layer: type[nn.Module]) -> LinGlo:
-    torch.manual_seed(0)
-    for stage in model.stages:
-        for block in stage:
-            block.attention = layer(block.attention.channels, block.attention.num_heads)
+@contestant(B0_DOT_PRODUCT, same_as=B0_SDPA)
+def linglo_b0_dot_product(size: Size) -> nn.Module:
+    """The same with a plain softmax, as in the LinGlo paper's figure 4."""
+    return _with_plain_softmax(linglo_b0_sdpa(size))
+
+
+def _with_plain_softmax(model: nn.Module) -> nn.Module:
+    """The model with its SDPA layers replaced, in place."""
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if type(layer) is GlobalAttention:
+                plain = DotProductAttention(layer.channels, layer.num_heads)
+                plain.load_state_dict(layer.state_dict())
+                setattr(module, name, plain)
     return model

@@ -103,20 +103,18 @@ class Plan:
         cases = []
         for k in bounds:
             exact = (layers.QNA_EXACT,) if k == 3 else ()
-            others = (*sasas, *swins) if k <= 7 else ()
-            names = (layers.QNA, *exact, *unfolds, *others)
+            names = (layers.QNA, *exact, *sasas, *unfolds, *(swins if k <= 7 else ()))
             cases.append(Case(Size(batch, *grid, CHANNELS, QNA_HEADS, k), names))
-        group = Group('window', 'QnA layer', WINDOW_TEXT, layers.UNFOLD, cases, 'window side')
+        group = Group('window', 'QnA layer', WINDOW_TEXT, layers.SASA, cases, 'window side')
         self.groups.append(group)
-        unfolds = (*unfolds, *sasas)
         for case in cases:
             for mode, bound in zip(MODES, bounds[case.size.kernel_size], strict=True):
                 name = 'against the better unfold attention'
-                self._add(name, SPEED, bound, group, case, mode, layers.QNA, *unfolds)
+                self._add(name, SPEED, bound, group, case, mode, layers.QNA, *sasas)
         for case, ours, bound in ((cases[1], layers.QNA, 0.1), (cases[0], layers.QNA_EXACT, 0.25)):
             for mode in MODES:
                 name = 'peak memory against unfold attention'
-                self._add(name, MEMORY, bound, group, case, mode, ours, *unfolds)
+                self._add(name, MEMORY, bound, group, case, mode, ours, *sasas)
         for case in cases[:2]:
             name = "against Swin's windowed SDPA"
             self._add(name, SPEED, 3, group, case, FORWARD, layers.QNA, *swins)
@@ -168,7 +166,8 @@ class Plan:
     def _backbones(self) -> None:
         b = backbones
         resnets, swins = (b.RESNET, b.RESNET_LAST), (b.SWIN, b.SWIN_SDPA)
-        ours = (b.QNA_TINY, b.QNA_TINY_7, b.LINGLO_B2, b.SAG_SMALL, b.SAG_SMALL_ONE)
+        sags = (b.SAG_SMALL, b.SAG_SMALL_ONE, b.SAG_SMALL_PUBLISHED)
+        ours = (b.QNA_TINY, b.QNA_TINY_7, b.LINGLO_B2, *sags)
         side, batch = (64, 1) if self.quick else (SIDE, 8)
         group = classification_group(batch, side, (*ours, *resnets, *swins))
         self.groups.append(group)
@@ -177,7 +176,7 @@ class Plan:
             (0.6, b.QNA_TINY, swins),
             (1.1, b.QNA_TINY_7, (b.QNA_TINY,)),
             (0.85, b.LINGLO_B2, swins),
-            (0.7, b.SAG_SMALL, (b.SAG_SMALL_ONE,)),
+            (0.7, b.SAG_SMALL, (b.SAG_SMALL_PUBLISHED,)),
         ):
             what = f'over {baselines[0]}'
             self._add(what, TIME, bound, group, group.cases[0], FORWARD, name, *baselines)
