@@ -44,7 +44,7 @@ EXTRAS = {
     # Official checkpoints: tools/model_converters/
     'convert': ['msgpack'],
     # ONNX and files of plain tensors.
-    'export': ['onnx', 'onnxruntime', 'onnxscript', 'safetensors'],
+    'export': ['onnx', 'onnxruntime', 'safetensors'],
     # Models to measure against.
     'benchmark': ['timm'],
     'dev': ['pytest>=8', 'pytest-xdist', 'hypothesis', 'ruff==0.17.5', 'codespell'],

@@ -14,6 +14,15 @@ def root():
     return ROOT
 
 
+@pytest.fixture(autouse=True)
+def own_default_scope():
+    """A test that sets MMEngine's default scope, by a Runner or a config, does so for itself."""
+    yield
+    scopes = sys.modules.get('mmengine.registry')
+    if scopes is not None:
+        scopes.DefaultScope._instance_dict.clear()
+
+
 @pytest.fixture
 def run_tool(tmp_path):
     """Runs a tool of the repository in a process of its own; returns it when it has ended."""

@@ -1,11 +1,2 @@
-_base_ = '../qna_vit_tiny_8xb128_in1k.py'
-model = dict(
-    neck=dict(
-        _delete_=True,
-        type='mmvitattn.QnAPooling',
-        in_channels=512,
-        num_heads=64,
-        map_size=7,  # of an image of 224 x 224
-        skip=True,
-    ),
-)
+_base_ = './qna_vit_tiny_qna_head_8xb128_in1k.py'
+model = dict(neck=dict(skip=True))

@@ -3,6 +3,7 @@ BGR arrays in, pictures and plain data out. See :mod:`.inference` for how to bui
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ TOP = 5  # labels of a classification
 SIDE_DRAWN = 384  # smaller pictures are enlarged, so that captions fit
 
 
-class Predictor:
+class Predictor(ABC):
     """Predictions for BGR arrays.
 
     Args:
@@ -76,13 +77,13 @@ class Predictor:
             samples.update(zip(group, predicted, strict=True))
         return [samples[i].cpu() for i in range(len(images))]
 
+    @abstractmethod
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """The picture with the prediction drawn on it, BGR; small pictures are enlarged."""
-        raise NotImplementedError
 
+    @abstractmethod
     def describe(self, sample: Any, score_thr: float) -> dict:
         """The prediction as plain data."""
-        raise NotImplementedError
 
     def name(self, label: int) -> str:
         """Name of a class."""
