@@ -13,6 +13,8 @@ Shapes: B batch, H W grid, h heads, d channels of a head, k window side, q learn
 (d + 1) channels of the convolved maps: ``e v`` and, as the last channel of each head, ``e``.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +25,7 @@ from .learned_query_loop import full_tables
 from .torch_api import is_compiling, is_exporting
 
 MAX_SPREAD = 60.0  # exp(-60) = 9e-27: products of two such numbers are still normal in float32
+IN_WORK = 1 << 20  # numbers of the convolved maps in work at once: 4 MiB, which caches hold
 MAX_PADDING = 5  # positions; oneDNN has no fast convolution for more (it depends on the registers)
 
 
@@ -69,8 +72,8 @@ def convolution(
 class _RatioOfConvolutions(torch.autograd.Function):
     """Maps scores (B, q, h, H, W) and values (B, h, d, H, W) to outputs (B, h, d, H', W').
 
-    Goes image by image, so that what is in work stays small and close; keeps no large map. The
-    backward computes the convolutions again. Their gradients are convolutions as well: for the
+    Goes by one or a few images, so that what is in work stays small and close; keeps no large map.
+    The backward computes the convolutions again. Their gradients are convolutions as well: for the
     input, of the gradient with the flipped kernel; for the kernel, of the input with the gradient.
     """
 
@@ -81,9 +84,9 @@ class _RatioOfConvolutions(torch.autograd.Function):
         kernel = _kernel(bias, scale, values.shape[2])
         grid = (-(-size // stride) for size in scores.shape[3:])
         output = values.new_empty(*values.shape[:3], *grid)
-        for image, e in enumerate(_exponentials(scores)):
-            sums = _convolve(_weighted(e, values[image]), kernel, stride)
-            _sum_over_queries(sums[:, :, :-1], sums[:, :, -1:].reciprocal(), output[image])
+        for e, v, y in _by_images(kernel, _exponentials(scores), values, output):
+            sums = _convolve(_weighted(e, v), kernel, stride)
+            _sum_over_queries(sums[:, :, :, :-1], sums[:, :, :, -1:].reciprocal(), y)
         ctx.save_for_backward(scores, values, bias, scale)
         ctx.stride = stride
         return output
@@ -95,19 +98,24 @@ class _RatioOfConvolutions(torch.autograd.Function):
         scores, values, bias, scale = ctx.saved_tensors
         kernel = _kernel(bias, scale, values.shape[2])
         grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
-        grad_kernel = torch.zeros_like(kernel)
-        for image, e in enumerate(_exponentials(scores)):
-            weighted, v = _weighted(e, values[image]), values[image]
-            sums = _convolve(weighted, kernel, ctx.stride)
-            grad_sums = _grad_of_sums(sums, grad[image], e.shape[2:], ctx.stride)
-            maps = (x.flatten(0, 2)[None] for x in (weighted, grad_sums))
-            grad_kernel += correlate(*maps, kernel.shape[-1])
+        grad_kernel, side = torch.zeros_like(kernel), kernel.shape[-1]
+        maps = (_exponentials(scores), values, grad, grad_scores, grad_values)
+        for e, v, g, grad_s, grad_v in _by_images(kernel, *maps):
+            weighted = _weighted(e, v)
+            grad_sums = _grad_of_sums(_convolve(weighted, kernel, ctx.stride), g, e, ctx.stride)
+            grad_kernel += correlate(weighted.flatten(1, 3), grad_sums.flatten(1, 3), side)
             grad_weighted = _convolve(grad_sums, kernel.flip(-1, -2), 1)
-            products = grad_weighted[:, :, :-1]
-            _sum_over_queries(products, e[:, :, None], grad_values[image])
-            grad_e = grad_weighted[:, :, -1] + products.mul_(v).sum(dim=2)
-            torch.mul(grad_e, e, out=grad_scores[image])
+            products = grad_weighted[:, :, :, :-1]
+            _sum_over_queries(products, e[:, :, :, None], grad_v)
+            grad_e = grad_weighted[:, :, :, -1] + products.mul_(v[:, None]).sum(dim=3)
+            torch.mul(grad_e, e, out=grad_s)
         return grad_scores, grad_values, *_grad_of_tables(grad_kernel, bias, scale), None
+
+
+def _by_images(kernel: Tensor, e: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of as many images as may be in work at once."""
+    images = max(1, IN_WORK // (len(kernel) * e.shape[3] * e.shape[4]))
+    return zip(*(x.split(images) for x in (e, *maps)), strict=True)
 
 
 def _exponentials(scores: Tensor) -> Tensor:
@@ -125,36 +133,37 @@ def _kernel(bias: Tensor, scale: Tensor, dim: int) -> Tensor:
 
 
 def _weighted(e: Tensor, values: Tensor) -> Tensor:
-    """One image's ``e v`` and ``e``, (q, h, d + 1, H, W), from (q, h, H, W) and (h, d, H, W)."""
-    weighted = e.new_empty(*e.shape[:2], values.shape[1] + 1, *e.shape[2:])
-    torch.mul(e[:, :, None], values, out=weighted[:, :, :-1])
-    weighted[:, :, -1] = e
+    """``e v`` and ``e``, (B, q, h, d + 1, H, W), from (B, q, h, H, W) and (B, h, d, H, W)."""
+    weighted = e.new_empty(*e.shape[:3], values.shape[2] + 1, *e.shape[3:])
+    torch.mul(e[:, :, :, None], values[:, None], out=weighted[:, :, :, :-1])
+    weighted[:, :, :, -1] = e
     return weighted
 
 
 def _convolve(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Depth-wise convolution of one image's maps (q, h, d + 1, H, W)."""
-    maps, padding = x.flatten(0, 2)[None], kernel.shape[-1] // 2
+    """Depth-wise convolution of maps (B, q, h, d + 1, H, W)."""
+    maps, padding = x.flatten(1, 3), kernel.shape[-1] // 2
     if padding > MAX_PADDING:
         maps, padding = F.pad(maps, (padding,) * 4), 0
     y = F.conv2d(maps, kernel, None, stride, padding, groups=len(kernel))
-    return y[0].unflatten(0, x.shape[:3])
+    return y.unflatten(1, x.shape[1:4])
 
 
 def _sum_over_queries(x: Tensor, factors: Tensor, output: Tensor) -> None:
-    """Sums ``x factors`` over the queries, (q, h, d, H, W) and (q, h, 1, H, W), into ``output``."""
-    torch.mul(x[0], factors[0], out=output)
-    for maps, factor in zip(x[1:], factors[1:], strict=True):
-        output.addcmul_(maps, factor)
+    """Sums ``x factors`` over the queries, (B, q, h, d, H, W) and (B, q, h, 1, H, W)."""
+    torch.mul(x[:, 0], factors[:, 0], out=output)
+    for query in range(1, x.shape[1]):
+        output.addcmul_(x[:, query], factors[:, query])
 
 
-def _grad_of_sums(sums: Tensor, grad: Tensor, grid: torch.Size, stride: int) -> Tensor:
-    """Gradient of both sums, (q, h, d + 1, H, W), zero where a stride leaves positions out."""
-    full = sums.new_zeros(*sums.shape[:3], *grid) if stride > 1 else torch.empty_like(sums)
-    result, factor = full[..., ::stride, ::stride], sums[:, :, -1:].reciprocal()
-    torch.mul(grad, factor, out=result[:, :, :-1])
-    products = sums[:, :, :-1].mul_(result[:, :, :-1])
-    torch.mul(products.sum(dim=2), factor[:, :, 0], out=result[:, :, -1]).neg_()
+def _grad_of_sums(sums: Tensor, grad: Tensor, e: Tensor, stride: int) -> Tensor:
+    """Gradient of both sums, (B, q, h, d + 1, H, W), zero where a stride leaves positions out."""
+    shape = (*sums.shape[:4], *e.shape[3:])
+    full = sums.new_zeros(shape) if stride > 1 else torch.empty_like(sums)
+    result, factor = full[..., ::stride, ::stride], sums[:, :, :, -1:].reciprocal()
+    torch.mul(grad[:, None], factor, out=result[:, :, :, :-1])
+    products = sums[:, :, :, :-1].mul_(result[:, :, :, :-1])
+    torch.mul(products.sum(dim=3), factor[:, :, :, 0], out=result[:, :, :, -1]).neg_()
     return full
 
 
