@@ -9,7 +9,7 @@ from ..ops.activation import gelu_tanh
 from ..ops.torch_api import is_compiling, is_exporting
 from .init import trunc_normal_
 
-TILE = 1 << 20  # numbers of the hidden map that are in work at once: 4 MiB stay in a CPU's cache
+TILE = 1 << 21  # numbers of the hidden map that are in work at once: 8 MiB stay in a CPU's cache
 
 
 class FFN(nn.Module):
