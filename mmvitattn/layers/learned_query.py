@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import learned_query_attention, learned_query_scores, window_weights
-from ..ops.learned_query import NORM_EPS
+from ..ops.learned_query import normalize_queries
 from ..ops.precision import precise_dtype, without_autocast
 from ..ops.projection import project_in, project_out
 from .init import lecun_normal_
@@ -186,12 +186,9 @@ class QnALayer(nn.Module):
 
     def _normalized_query(self) -> Tensor:
         query = self.query.unflatten(-1, (self.num_heads, -1))
-        if not self.normalize_queries:
-            return query.to(precise_dtype(query))
-        with without_autocast(query):
-            query = query.to(precise_dtype(query))
-            norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
-            return query / ((norm.detach() if self.normalize_stop_grads else norm) + NORM_EPS)
+        if self.normalize_queries:
+            return normalize_queries(query, self.normalize_stop_grads)
+        return query.to(precise_dtype(query))
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

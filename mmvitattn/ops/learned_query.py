@@ -48,10 +48,26 @@ def learned_query_scores(
         precise = precise_dtype(x)
         query, key_weight = query.to(precise), key_weight.to(precise)
         if normalize:
-            query = query / (torch.linalg.vector_norm(query, dim=-1, keepdim=True) + NORM_EPS)
+            query = normalize_queries(query)
         keys = key_weight.unflatten(0, (heads, dim))
         folded = torch.einsum('qhd,hdc->qhc', query * dim**-0.5, keys)
         return project_in(x.to(precise), folded.flatten(0, 1)).unflatten(-1, folded.shape[:2])
+
+
+def normalize_queries(query: Tensor, stop_gradient: bool = False) -> Tensor:
+    """Divides each learned query by its L2 norm, in at least float32, also under autocast.
+
+    Args:
+        query: learned queries, (q, h, d).
+        stop_gradient: whether the norm counts as a constant in the backward pass.
+
+    Returns:
+        Queries of the same shape.
+    """
+    with without_autocast(query):
+        query = query.to(precise_dtype(query))
+        norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)
+        return query / ((norm.detach() if stop_gradient else norm) + NORM_EPS)
 
 
 def learned_query_attention(
