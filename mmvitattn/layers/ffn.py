@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.torch_api import is_compiling, is_exporting
+from ..ops.dispatch import is_compiling, is_exporting
 from .init import trunc_normal_
 
 TILE = 1 << 21  # numbers of the hidden map that are in work at once: 8 MiB stay in a CPU's cache

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from ..layers import FFN, QnALayer, WindowAttention
 from ..layers.init import lecun_normal_
-from ..ops.torch_api import is_exporting
+from ..ops.dispatch import is_exporting
 from ..registry import register_backbone
 from .base import PyramidBackbone
 from .options import choose, linear_ramp, per_stage
