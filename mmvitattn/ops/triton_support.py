@@ -39,6 +39,10 @@ def _why_unavailable() -> str | None:
 UNAVAILABLE = _why_unavailable()
 
 
+def _unavailable(inputs: Any) -> str | None:
+    return UNAVAILABLE
+
+
 def triton_implementation(module: str) -> Implementation:
     """The implementation 'triton' of an op.
 
@@ -47,14 +51,11 @@ def triton_implementation(module: str) -> Implementation:
             and ``reason_not_to_prefer``; it is imported only where Triton can be used.
     """
     if UNAVAILABLE is not None:
-        return Implementation('triton', _raise_unavailable, lambda inputs: UNAVAILABLE)
+        never_called = _unavailable
+        return Implementation('triton', never_called, reason_not_to_run=_unavailable)
     kernels = importlib.import_module(module)
     tests = kernels.reason_not_to_run, kernels.reason_not_to_prefer
     return Implementation('triton', kernels.run, *tests)
-
-
-def _raise_unavailable(inputs: Any) -> Tensor:
-    raise RuntimeError(UNAVAILABLE)
 
 
 def unsupported(x: Tensor, *others: Tensor) -> str | None:
@@ -78,11 +79,6 @@ def only_interpreted(x: Tensor) -> str | None:
     if x.device.type == 'cuda':
         return None
     return "Triton's interpreter is for tests" if INTERPRETED else _CUDA_ONLY
-
-
-def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is not below ``n``."""
-    return 1 << (n - 1).bit_length()
 
 
 def device_of(x: Tensor) -> AbstractContextManager:

@@ -120,11 +120,11 @@ ARGUMENTS = {
 
 
 def test_reasons_are_told():
-    """Listed first on every stack, with the reason against it on the CPU."""
+    """Listed on every stack, with the reason against it on the CPU."""
     for op, arguments in ARGUMENTS.items():
         text = explain(op, *arguments('cpu'))
         reason = triton_support.UNAVAILABLE or 'runs on CUDA devices only'
-        assert text.startswith(f'{op} (triton: {reason};')
+        assert f'triton: {reason};' in text
         with dispatch.force(f'{op}=triton'), pytest.raises(ValueError, match='cannot run'):
             dispatch.chosen(op, *arguments('cpu'))
 
@@ -139,9 +139,9 @@ def test_chosen_on_cuda(op):
         arguments = ARGUMENTS[op]('cuda')
         assert dispatch.chosen(op, *arguments) == 'triton'
         doubles = [t.double() if torch.is_tensor(t) else t for t in arguments]
-        assert f'{op} (triton: takes float32' in explain(op, *doubles)
+        assert 'triton: takes float32' in explain(op, *doubles)
         empty = [t[:0] if torch.is_tensor(t) and t.dim() > 2 else t for t in arguments]
-        assert f'{op} (triton: the input is empty' in explain(op, *empty)
+        assert 'triton: the input is empty' in explain(op, *empty)
 
 
 def test_import_without_triton():

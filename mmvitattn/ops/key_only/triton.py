@@ -18,7 +18,6 @@ from ..triton_support import (
     LOWEST,
     MAX_OFFSET,
     device_of,
-    next_power_of_2,
     only_interpreted,
     save_inputs,
     unsupported,
@@ -179,7 +178,7 @@ def _differentiate(
 def _saliency_means(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, vectors = x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = next_power_of_2(channels)
+    block_c = triton.next_power_of_2(channels)
     block_n = BLOCK_ELEMENTS // block_c
     blocks = -(-count // block_n)
     steps = -(-blocks // min(MAX_PARTS, blocks, -(-NUM_PROGRAMS // (batch * heads))))
@@ -198,7 +197,7 @@ def _saliency_means(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]
         _combine_parts[(batch * heads,)](
             *(part_sums, part_maxima, part_norms, means, maxima, norms, parts),
             **shape,
-            BLOCK_P=next_power_of_2(parts),
+            BLOCK_P=triton.next_power_of_2(parts),
         )
     return means, maxima, norms
 
@@ -224,7 +223,7 @@ def _saliency_means_backward(
 ) -> tuple[Tensor, Tensor]:
     grad, x, vectors = grad.contiguous(), x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = next_power_of_2(channels)
+    block_c = triton.next_power_of_2(channels)
     block_n = BLOCK_ELEMENTS // block_c
     blocks = -(-count // block_n)
     grad_x = torch.empty_like(x)

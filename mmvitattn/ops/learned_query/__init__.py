@@ -193,8 +193,8 @@ dispatch.register(
     'learned_query_attention',
     _inputs,
     [
-        triton_implementation(f'{__name__}.triton'),
         Implementation('convolution', convolution.run, convolution.reason_not_to_run),
+        triton_implementation(f'{__name__}.triton'),
         Implementation('offset_loop', offset_loop.run, offset_loop.reason_not_to_run),
         Implementation('window_stack', window_stack.run),
         Implementation('reference', _reference),

@@ -14,16 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import triton
 from torch import Tensor
 
-from ..triton_support import (
-    MAX_OFFSET,
-    device_of,
-    next_power_of_2,
-    only_interpreted,
-    save_inputs,
-    unsupported,
-)
+from ..triton_support import MAX_OFFSET, device_of, only_interpreted, save_inputs, unsupported
 from . import triton_kernels as kernels
 
 if TYPE_CHECKING:
@@ -62,9 +56,9 @@ def run(inputs: 'LearnedQueryInputs') -> Tensor:
 def _settings(scores: Tensor, values: Tensor, kernel_size: int, stride: int) -> dict[str, int]:
     """The kernels' compile-time arguments: a block has about ``BLOCK_ELEMENTS`` values."""
     queries, heads, dim = *scores.shape[3:], values.shape[4]
-    block_d, block_q = next_power_of_2(dim), next_power_of_2(queries)
+    block_d, block_q = triton.next_power_of_2(dim), triton.next_power_of_2(queries)
     # Heads that fill 64 channels (whole cache lines), if possible without a partial block.
-    block_h = min(next_power_of_2(heads), max(1, 64 // block_d))
+    block_h = min(triton.next_power_of_2(heads), max(1, 64 // block_d))
     while block_h > 1 and heads % block_h and block_h * block_d > 32:
         block_h //= 2
     positions = max(1, BLOCK_ELEMENTS // (block_h * max(block_d, 2 * block_q)))

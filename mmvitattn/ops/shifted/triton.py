@@ -20,7 +20,6 @@ from ..triton_support import (
     LOWEST,
     MAX_OFFSET,
     device_of,
-    next_power_of_2,
     only_interpreted,
     save_inputs,
     unsupported,
@@ -170,7 +169,7 @@ def _differentiate_variants(
 
 def _settings(x: Tensor, queries: Tensor) -> dict[str, int]:
     """The kernels' compile-time arguments."""
-    block_c = next_power_of_2(x.shape[2])
+    block_c = triton.next_power_of_2(x.shape[2])
     return dict(
         **dict(VARIANTS=len(x), HEADS=len(queries), CHANNELS=x.shape[2]),
         **dict(BLOCK_N=BLOCK_ELEMENTS // block_c, BLOCK_C=block_c),
@@ -210,7 +209,7 @@ def _pool_variants_backward(grad: Tensor, x: Tensor, queries: Tensor) -> tuple[T
         _differentiate_queries[(blocks * len(queries),)](
             *(grad, x, queries, grad_queries, weights, grad_scores, count),
             **settings,
-            BLOCK_T=next_power_of_2(len(x)),
+            BLOCK_T=triton.next_power_of_2(len(x)),
         )
         _differentiate_variants[(blocks * len(x),)](
             grad, queries, weights, grad_scores, grad_x, count, **settings
