@@ -191,9 +191,9 @@ def differentiate(
     """Gradients for a tile of the input, gathered from all windows that read it.
 
     The positions of a program have one residue modulo the stride, given by the second axis of the
-    grid, and are read at the same window offsets. With ``TABLES``, the tile's terms of the gradients
-    of bias and scale are written as well, (tiles, k*k, q, h); each offset belongs to one residue, so
-    all residues of a tile write to the same row.
+    grid, and are read at the same window offsets. With ``TABLES``, the tile's terms of the
+    gradients of bias and scale are written as well, (tiles, k*k, q, h); each offset belongs to one
+    residue, so all residues of a tile write to the same row.
     """
     CELLS: tl.constexpr = QUERIES * HEADS
     CHANNELS: tl.constexpr = HEADS * DIM
