@@ -38,7 +38,7 @@ else:
 
 
 def __getattr__(name: str):
-    parts = ('models', 'registry', 'engine', 'converters', 'zoo')
+    parts = ('models', 'registry', 'checkpoint', 'converters', 'training', 'inference', 'zoo')
     if name in (*parts, 'build_backbone', 'list_backbones') and not has_mm_stack():
         raise AttributeError(f'mmvitattn.{name}: {MISSING_STACK}')
     raise AttributeError(f"module 'mmvitattn' has no attribute {name!r}")

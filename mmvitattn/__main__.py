@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mmvitattn import hub
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def find_tools() -> dict[str, Path]:

@@ -8,7 +8,7 @@ as it asks for a folder in the name, :func:`get_config` reads the others.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .engine.errors import UsageError
+from .errors import UsageError
 
 if TYPE_CHECKING:
     from mmengine.config import Config

@@ -51,7 +51,7 @@ def build_backbone(
 
     Raises:
         ValueError: for an unknown name, or options that do not fit.
-        UsageError: if the checkpoint cannot be read, or does not fit.
+        CheckpointError: if the checkpoint cannot be read, or does not fit.
 
     Example:
         >>> backbone = build_backbone('linglo_b0', out_indices=(1, 2, 3))
@@ -81,8 +81,7 @@ def _build_pretrained(
     family: type[PyramidBackbone], options: dict[str, Any], source: str | Path
 ) -> PyramidBackbone:
     # Here, since importing mmvitattn must not import a runner.
-    from .engine.checkpoints import load_checkpoint
-    from .engine.weights import load_backbone_weights
+    from .checkpoint import load_backbone_weights, load_checkpoint
 
     if options.get('init_cfg') is not None:
         raise ValueError('give pretrained or init_cfg, not both')

@@ -8,7 +8,7 @@ import torch
 
 import mmvitattn
 from mmvitattn import build_backbone, list_backbones
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
 
 NAMES = ['linglo_b0', 'linglo_b1', 'linglo_b2']

@@ -7,7 +7,7 @@ import pytest
 
 from mmvitattn import __main__ as command
 from mmvitattn import hub
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
 
 
 def python_m(*arguments, cwd):

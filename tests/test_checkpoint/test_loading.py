@@ -19,8 +19,8 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
-from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.checkpoint import load_checkpoint, use_safe_loading
+from mmvitattn.errors import UsageError
 
 DETECTOR = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
 

@@ -13,8 +13,8 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.registry import HOOKS, DefaultScope
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from mmvitattn.engine.exact_resume import ExactResumeHook
-from mmvitattn.engine.seeded_batches import (
+from mmvitattn.training.exact_resume import ExactResumeHook
+from mmvitattn.training.seeded_batches import (
     EPOCH,
     ITERATION,
     EndlessIterator,
@@ -147,7 +147,7 @@ def test_looks_like_the_batch_sampler():
 @pytest.mark.parametrize('drawing', [True, False])
 def test_endless_iterator_serves_both_loops(drawing):
     """MMEngine's loop draws what was trained, or calls `skip_iter`."""
-    iterator = EndlessIterator(iter('abc'), to_pass=5 if drawing else 0)
+    iterator = EndlessIterator(iter('abc'), to_skip=5 if drawing else 0)
     if drawing:
         assert [next(iterator) for _ in range(5)] == [None] * 5
     else:
@@ -220,7 +220,7 @@ def test_warns_where_it_cannot_be_exact(change, warning):
         checkpoint['exact_resume'].update(change)
     _, run = resumed(checkpoint)
     assert len(run.logger) == 1 and warning in run.logger[0]
-    assert 'not as it would have without the interruption' in run.logger[0]
+    assert 'differs from an uninterrupted one' in run.logger[0]
 
 
 def test_a_place_outside_the_epoch_is_its_start():
@@ -236,7 +236,7 @@ def test_iterable_data_is_left_alone():
 
     run = Run(sampler_of(DefaultSampler), 0)
     run.train_loop.dataloader = DataLoader(Stream(), batch_size=2)
-    assert checkpoint_of(run) == {} and 'without a batch sampler' in run.logger[0]
+    assert checkpoint_of(run) == {} and 'no batch sampler' in run.logger[0]
     assert [batch.tolist() for batch in run.train_loop.dataloader] == [[0, 1], [2]]
 
 
