@@ -89,7 +89,7 @@ def test_segmenter(main_of, tiny_config, tiny_checkpoint, write_picture, tmp_pat
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     arguments = (config, checkpoint, tmp_path / 'in', '--out-dir', tmp_path / 'new')
     assert main_of(TOOL, *arguments, '--score-thr', 0.5) == 2
-    assert 'a segmentation has no scores' in capsys.readouterr().err
+    assert 'segmentations have no scores' in capsys.readouterr().err
 
 
 def test_classifier_from_deploy_weights(
