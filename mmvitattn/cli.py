@@ -22,7 +22,7 @@ Converted = tuple[dict[str, Tensor], dict[str, Any]]  # state dict and descripti
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of training and evaluation, named as in the OpenMMLab toolboxes."""
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument('--data-root', help="folder of the data set, in place of the config's")
+    parser.add_argument('--data-root', help="folder of the data set instead of the config's")
     add_config_options(parser)
     parser.add_argument(
         '--launcher',
@@ -64,24 +64,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, example: str) -> None:
-    """Adds the arguments ``src``, ``dst`` and ``--force``.
-
-    Args:
-        parser: the tool's parser.
-        example: name of a released file, for the help.
-    """
+    """Adds ``src``, of which the help shows an example, ``dst`` and ``--force``."""
     parser.add_argument('src', help=f'released checkpoint, e.g. {example}')
     parser.add_argument('dst', help='file to write, e.g. converted.pth')
     add_force_argument(parser)
 
 
 def add_force_argument(parser: argparse.ArgumentParser, dst: str = 'DST') -> None:
-    """Adds ``--force``.
-
-    Args:
-        parser: the tool's parser.
-        dst: name of the argument with the file that is written, for the help.
-    """
+    """Adds ``--force``, which the help explains with the name of the argument ``dst``."""
     parser.add_argument('--force', action='store_true', help=f'overwrite an existing {dst}')
 
 

@@ -6,6 +6,7 @@ The config determines the task. Data, weights and run folder are checked before 
 import argparse
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
@@ -48,7 +49,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
     """
     cfg = cli.load_config(args)
     if args.amp:
-        checks.check_amp()
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU, and there is none here; train without it')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:

@@ -59,7 +59,7 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
             meta = {name: _from_json(text) for name, text in (file.metadata() or {}).items()}
             return dict(state_dict=state_dict, meta=meta)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path}: not a safetensors file, or damaged: {error}') from error
+        raise CheckpointError(f'{path}: not a safetensors file, or truncated: {error}') from error
 
 
 def _from_json(text: str) -> Any:

@@ -152,7 +152,9 @@ def read_torch_pickle(
         raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f'{path}: not a PyTorch checkpoint, or damaged: {reason}') from error
+        raise CheckpointError(
+            f'{path}: not a PyTorch checkpoint, or truncated: {reason}'
+        ) from error
 
 
 def _is_torchscript(path: str | Path) -> bool:

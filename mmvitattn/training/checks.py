@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -219,13 +218,3 @@ def check_run_folder(work_dir: str | Path, checkpoint: str | None, resume: bool)
             'and start another: --work-dir DIR'
         )
     return bool(resume and (checkpoint or holds_run))
-
-
-def check_amp() -> None:
-    """Checks that there is the GPU that mixed precision in MMEngine needs.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    if not torch.cuda.is_available():
-        raise UsageError('--amp needs a GPU, and there is none here; train without it')

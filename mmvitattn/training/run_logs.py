@@ -4,6 +4,7 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ class Curve(NamedTuple):
     values: list[float]
 
 
-class RunLog(NamedTuple):
+@dataclass(eq=False)
+class RunLog:
     """Log of one run, including its restarts.
 
     A restart that resumes from an earlier checkpoint replaces what was logged after it.

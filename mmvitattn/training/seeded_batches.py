@@ -7,7 +7,7 @@ each sample, so that a training can start at any of its steps, with any number o
 
 import random
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import chain, count, repeat
 from typing import Any
 
 import numpy as np
@@ -142,27 +142,19 @@ class EndlessIterator:
 
     Args:
         dataloader: with an endless :class:`SeededBatches`.
-        to_skip: how many batches the loop draws to skip them.
+        to_skip: how many batches the loop draws to skip them; it gets ``None`` for each.
     """
 
     def __init__(self, dataloader: Iterable, to_skip: int) -> None:
-        self.dataloader = dataloader
-        self.to_skip = to_skip
-        self.batches: Iterator | None = None
+        self.batches = chain(repeat(None, to_skip), dataloader)  # starts the loader when needed
 
     def __iter__(self) -> 'EndlessIterator':
         """Returns itself."""
         return self
 
     def __next__(self) -> Any:
-        """The next batch; ``None`` for one that was trained already."""
-        if self.to_skip:
-            self.to_skip -= 1
-            return None
-        if self.batches is None:
-            self.batches = iter(self.dataloader)
+        """The next batch."""
         return next(self.batches)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Skips nothing more."""
-        self.to_skip = 0
+        """Does nothing."""
