@@ -12,7 +12,6 @@ import torch
 from mmengine import dist
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from torch.utils import _pytree as pytree
 
 from ..errors import CheckpointError
 from .objects import MMENGINE
@@ -88,7 +87,9 @@ def use_safe_loading(
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         movable = map_location is None or isinstance(map_location, str | torch.device)
         if movable and filename in loaded:
-            return _moved(loaded.pop(filename), map_location or 'cpu')
+            checkpoint = loaded.pop(filename)
+            _move_tensors(checkpoint, map_location or 'cpu')
+            return checkpoint
         return load_checkpoint(os.path.expanduser(filename), trust, map_location)
 
     def load_from_http(filename: str, map_location: Any = None, **_: Any) -> dict[str, Any]:
@@ -109,12 +110,13 @@ def use_safe_loading(
     mmengine_checkpoint.load_from_http = load_from_http
 
 
-def _moved(checkpoint: dict[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """Moves the tensors of a checkpoint in place, which keeps attributes such as ``_metadata``."""
-    for leaf in pytree.tree_flatten(checkpoint)[0]:
-        if isinstance(leaf, torch.Tensor):
-            leaf.data = leaf.data.to(device)
-    return checkpoint
+def _move_tensors(node: dict | list, device: str | torch.device) -> None:
+    """Moves the tensors in dicts and lists, which are modified to keep their attributes."""
+    for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+        if isinstance(value, torch.Tensor):
+            node[key] = value.to(device)
+        elif isinstance(value, dict | list):
+            _move_tensors(value, device)
 
 
 def _download(url: str) -> Path:

@@ -281,6 +281,21 @@ def test_mmengine_reads_files_and_addresses_safely(tmp_path, loaders, monkeypatc
         server.shutdown()
 
 
+def test_mmengine_gets_what_was_read_before_once(tmp_path, loaders):
+    path = str(tmp_path / 'gone.pth')
+    state_dict = OrderedDict(weight=torch.arange(3.0))
+    state_dict._metadata = dict(version=2)
+    checkpoint = dict(state_dict=state_dict, param_groups=[torch.ones(2)])
+    loaded = {path: checkpoint}
+    use_safe_loading(loaded=loaded)
+    read = CheckpointLoader.load_checkpoint(path, 'meta')
+    assert read is checkpoint and loaded == {}
+    assert read['state_dict']._metadata == dict(version=2)
+    assert read['state_dict']['weight'].is_meta and read['param_groups'][0].is_meta
+    with pytest.raises(UsageError, match='there is no checkpoint'):
+        CheckpointLoader.load_checkpoint(path, 'cpu')
+
+
 @pytest.mark.parametrize('tool', ['test', pytest.param('train', marks=pytest.mark.slow)])
 def test_tools_refuse_what_they_do_not_know(tool, run_tool, small_shapes, tmp_path):
     path, arguments, ran = tool_on_malicious_file(tool, small_shapes, tmp_path)
