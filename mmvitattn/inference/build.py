@@ -1,21 +1,21 @@
 """Models and predictors of configs, with the weights of a checkpoint or random ones.
 
-The inferencers of the toolboxes build a predictor's model, pipeline and visualizer. Checkpoints and
-class names are read here instead: the inferencers would assume the classes of COCO or Cityscapes
-if none are known, and only warn about missing weights.
+The toolboxes' own inferencers assume the classes of COCO or Cityscapes if none are known, and only
+warn about missing weights; here the former stay unnamed, and the latter are an error.
 """
 
 import colorsys
 import copy
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import nn
 
@@ -77,8 +77,11 @@ def construct_model(cfg: Config) -> nn.Module:
 
 
 def build_model(
-    cfg: Config, checkpoint: Mapping | None = None, source: str = 'the checkpoint'
-) -> nn.Module:
+    cfg: Config,
+    checkpoint: Mapping | None = None,
+    source: str = 'the checkpoint',
+    backbone_only: bool = False,
+) -> Any:
     """Builds the model of a config with its weights, on the CPU.
 
     Args:
@@ -86,6 +89,7 @@ def build_model(
         checkpoint: content of the checkpoint, which also determines whether the backbone has the
             deploy form; ``None`` for random weights.
         source: name of the file, for the message.
+        backbone_only: load only the backbone's weights, also from a checkpoint of a backbone.
 
     Returns:
         The model in evaluation mode.
@@ -95,21 +99,14 @@ def build_model(
     """
     cfg = copy.deepcopy(cfg)
     cfg.model.backbone.pop('deploy', None)
-    model = construct_model(cfg)
-    _set_weights(model, checkpoint, source)
-    return model
-
-
-def _set_weights(
-    model: Any, checkpoint: Mapping | None, source: str, backbone_only: bool = False
-) -> None:
-    """Loads a checkpoint, or initialises the weights if there is none."""
+    model: Any = construct_model(cfg)
     if checkpoint is None:
         model.init_weights()
     elif backbone_only:
         load_backbone_weights(model.backbone, checkpoint, source)
     else:
         load_model_weights(model, checkpoint, source)
+    return model
 
 
 def read_config(path: str | Path, options: Mapping | None = None) -> Config:
@@ -178,22 +175,12 @@ def build_predictor(
     Raises:
         CheckpointError: if the checkpoint does not fit the config.
     """
-    cfg = copy.deepcopy(cfg)
-    drop_pretrained(cfg)
-    cfg.model.backbone.pop('deploy', None)  # the checkpoint determines the form
-    init_default_scope(cfg.default_scope)
-    meta = dataset_meta(cfg, checkpoint or {})
-
-    def load(model: Any) -> None:
-        _set_weights(model, checkpoint, source, backbone_only)
-        model.dataset_meta = dict(meta)
-
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        inferencer = _build_inferencer(cfg, load, device)
-    if meta['classes'] and getattr(inferencer, 'visualizer', None) is not None:
-        inferencer.visualizer.dataset_meta = dict(meta)
-    return TASKS[cfg.default_scope](inferencer, cfg, meta['classes'])
+        model = build_model(cfg, checkpoint, source, backbone_only)
+        # Normalisation over processes needs a GPU, also in evaluation mode.
+        model = revert_sync_batchnorm(model).to(device)
+        return TASKS[cfg.default_scope](model, cfg, dataset_meta(cfg, checkpoint or {}))
 
 
 def dataset_meta(cfg: Config, checkpoint: Mapping) -> dict[str, Any]:
@@ -226,27 +213,3 @@ def _palette(number: int) -> list[tuple[int, ...]]:
     """Colours whose hues differ most between neighbours."""
     hues = [(i * 0.618034) % 1 for i in range(number)]
     return [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.75, 0.9)) for hue in hues]
-
-
-def _build_inferencer(cfg: Config, load: Callable[[nn.Module], None], device: str) -> Any:
-    """The toolbox's inferencer with a model whose weights ``load`` sets."""
-    if cfg.default_scope == 'mmpretrain':
-        from mmpretrain.apis import ImageClassificationInferencer
-
-        model: Any = construct_model(cfg)  # given a model, the inferencer looks up no weights
-        load(model)
-        model._config, model._dataset_meta = cfg, model.dataset_meta
-        return ImageClassificationInferencer(model, pretrained=False, device=device)
-    base: Any
-    options: dict[str, Any]
-    if cfg.default_scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        base, visualizer, options = DetInferencer, 'DetLocalVisualizer', dict(show_progress=False)
-    else:
-        from mmseg.apis import MMSegInferencer
-
-        base, visualizer, options = MMSegInferencer, 'SegLocalVisualizer', {}
-    own_loading = dict(_load_weights_to_model=lambda self, model, *_: load(model))
-    cfg.setdefault('visualizer', dict(type=visualizer)).pop('vis_backends', None)
-    return type('Inferencer', (base,), own_loading)(cfg, device=device, **options)

@@ -1,20 +1,21 @@
-"""Detection, segmentation and classification behind one interface, on the toolboxes' inferencers.
+"""Detection, segmentation and classification behind one interface.
 
 Predictors take BGR arrays and return drawings and plain data; :mod:`.build` builds them.
 """
 
+import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import default_collate
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import VISUALIZERS
 from mmengine.structures import PixelData
-from torch import nn
 
 CIFAR_SIDE = 32
 TOP = 5  # labels of a classification
@@ -25,16 +26,25 @@ class Predictor(ABC):
     """Predictions for BGR arrays.
 
     Args:
-        inferencer: the toolbox's.
-        cfg: the config.
-        names: class names, by label.
+        model: of the toolbox, in evaluation mode.
+        cfg: the config, with the test pipeline.
+        meta: ``classes``, which may be empty, and ``palette``, a colour for each.
     """
 
     default_score_thr = 0.0
+    visualizer_type: str
 
-    def __init__(self, inferencer: Any, cfg: Config, names: Sequence[str]) -> None:
-        self.inferencer, self.cfg, self.names = inferencer, cfg, names
-        self.model: nn.Module = inferencer.model
+    def __init__(self, model: Any, cfg: Config, meta: Mapping[str, Any]) -> None:
+        self.model, self.cfg, self.names = model, cfg, meta['classes']
+        transforms = cfg.test_dataloader.dataset.pipeline
+        is_loading = ['.Load' in f'.{transform["type"]}' for transform in transforms]
+        kept = zip(transforms, is_loading, strict=True)
+        self.pipeline = Compose([transform for transform, loading in kept if not loading])
+        visualizer = dict(cfg.get('visualizer') or dict(type=self.visualizer_type))
+        visualizer.update(vis_backends=None, name=f'predictor {time.time_ns()}')  # it is global
+        self.visualizer: Any = VISUALIZERS.build(visualizer)
+        if self.names:
+            self.visualizer.dataset_meta = dict(meta)
 
     def pack(self, image: np.ndarray) -> dict:
         """Runs the test pipeline.
@@ -45,11 +55,12 @@ class Predictor(ABC):
         Returns:
             ``inputs``, the network's image (3, H', W') before normalisation, and ``data_samples``.
         """
-        return self.inferencer.pipeline(image)
+        shape = image.shape[:2]
+        return self.pipeline(dict(img=image, img_path=None, img_shape=shape, ori_shape=shape))
 
     def collate(self, packed: list[dict]) -> dict:
         """Makes a batch for the model of images of one size."""
-        return self.inferencer.collate_fn(packed)
+        return pseudo_collate(packed)
 
     def shown(self, packed: dict) -> np.ndarray:
         """The network's image as RGB, (H', W', 3), uint8."""
@@ -73,7 +84,8 @@ class Predictor(ABC):
             groups.setdefault(tuple(data['inputs'].shape), []).append(i)
         samples: dict[int, Any] = {}
         for group in groups.values():
-            predicted = self.inferencer.forward(self.collate([packed[i] for i in group]))
+            with torch.no_grad():
+                predicted = self.model.test_step(self.collate([packed[i] for i in group]))
             samples.update(zip(group, predicted, strict=True))
         return [samples[i].cpu() for i in range(len(images))]
 
@@ -98,6 +110,7 @@ class DetectionPredictor(Predictor):
     """Boxes, and masks if the model predicts them."""
 
     default_score_thr = 0.3
+    visualizer_type = 'DetLocalVisualizer'
 
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """See the base class."""
@@ -109,13 +122,12 @@ class DetectionPredictor(Predictor):
         if 'masks' in instances:
             masks = instances.masks.repeat_interleave(factor, 1)
             instances.masks = masks.repeat_interleave(factor, 2)
-        visualizer = self.inferencer.visualizer
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # boxes may touch the border
-            visualizer.add_datasample(
+            self.visualizer.add_datasample(
                 'prediction', _rgb(image), sample, draw_gt=False, pred_score_thr=score_thr
             )
-        return _rgb(visualizer.get_image())
+        return _rgb(self.visualizer.get_image())
 
     def describe(self, sample: Any, score_thr: float) -> dict:
         """``detections``: label, score, box [x1, y1, x2, y2] in pixels, mask as COCO's RLE."""
@@ -139,6 +151,8 @@ class DetectionPredictor(Predictor):
 class SegmentationPredictor(Predictor):
     """A class for each pixel."""
 
+    visualizer_type = 'SegLocalVisualizer'
+
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """See the base class."""
         image, factor = _enlarged(image)
@@ -146,12 +160,11 @@ class SegmentationPredictor(Predictor):
             labels = sample.pred_sem_seg.data.repeat_interleave(factor, 1)
             sample = type(sample)()
             sample.pred_sem_seg = PixelData(data=labels.repeat_interleave(factor, 2))
-        visualizer = self.inferencer.visualizer
-        visualizer.alpha = 0.5
-        visualizer.add_datasample(
+        self.visualizer.alpha = 0.5
+        self.visualizer.add_datasample(
             'prediction', _rgb(image), sample, draw_gt=False, with_labels=True
         )
-        return _rgb(visualizer.get_image())
+        return _rgb(self.visualizer.get_image())
 
     def describe(self, sample: Any, score_thr: float) -> dict:
         """``classes``: those present, with their fraction of the pixels, largest first."""
@@ -176,6 +189,8 @@ class SegmentationPredictor(Predictor):
 class ClassificationPredictor(Predictor):
     """A label for each image."""
 
+    visualizer_type = 'UniversalVisualizer'
+
     def pack(self, image: np.ndarray) -> dict:
         """See the base class."""
         height, width = shape = image.shape[:2]
@@ -184,11 +199,7 @@ class ClassificationPredictor(Predictor):
             image = _rgb(image)
             image = cv2.resize(image, (CIFAR_SIDE,) * 2, interpolation=cv2.INTER_AREA)
             data['scale_factor'] = (CIFAR_SIDE / width, CIFAR_SIDE / height)
-        return self.inferencer.pipeline(dict(data, img=image, img_shape=image.shape[:2]))
-
-    def collate(self, packed: list[dict]) -> dict:
-        """See the base class."""
-        return default_collate(packed)
+        return self.pipeline(dict(data, img=image, img_shape=image.shape[:2]))
 
     def shown(self, packed: dict) -> np.ndarray:
         """See the base class."""
@@ -201,12 +212,8 @@ class ClassificationPredictor(Predictor):
 
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """See the base class."""
-        from mmpretrain.visualization import UniversalVisualizer
-
         image, _ = _enlarged(image)
-        if self.inferencer.visualizer is None:
-            self.inferencer.visualizer = UniversalVisualizer()
-        drawn = self.inferencer.visualizer.visualize_cls(
+        drawn = self.visualizer.visualize_cls(
             _rgb(image), sample, classes=self.names or None, draw_gt=False
         )
         return _rgb(drawn)
