@@ -1,4 +1,4 @@
-"""Checkpoints are read, and nothing that they contain is run."""
+"""Checkpoints are read without executing anything that they contain."""
 
 import builtins
 import http.server
@@ -27,7 +27,7 @@ DETECTOR = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
 
 @pytest.fixture
 def loaders(monkeypatch):
-    """MMEngine's loaders, as they were again afterwards."""
+    """Restores MMEngine's loaders afterwards."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     monkeypatch.setattr(mmengine_checkpoint, 'load_from_http', mmengine_checkpoint.load_from_http)
 
@@ -204,7 +204,7 @@ def test_malicious_files_are_refused_and_nothing_runs(kind, place, tmp_path):
     ],
 )
 def test_listed_classes_and_functions_cannot_be_altered(target, tmp_path):
-    """BUILD with a pair sets attributes of whatever stands on the stack."""
+    """BUILD with a pair sets attributes of whatever is on the stack."""
     path = tmp_path / 'checkpoint.pth'
     state = b'N}X\x05\x00\x00\x00wrongK\x01s\x86'  # (None, {'wrong': 1})
     path.write_bytes(b'\x80\x02c' + target.encode() + b'\n' + state + b'b.')

@@ -1,4 +1,4 @@
-"""What the tools refuse, and say, before any work is done."""
+"""The errors of the tools before any work is done."""
 
 import importlib.util
 import sys
@@ -17,7 +17,7 @@ DEMO = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
 
 @pytest.fixture
 def tool(root, monkeypatch):
-    """Parses a command line and makes the checks of a tool, in this process."""
+    """Runs the checks of a tool with a command line, in this process; returns the config."""
 
     def prepare(name, *arguments):
         spec = importlib.util.spec_from_file_location(f'tools_{name}', root / f'tools/{name}.py')

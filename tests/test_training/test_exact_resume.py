@@ -1,4 +1,4 @@
-"""Randomness depends on the place in the training alone, and the place is found again."""
+"""Random numbers depend only on the position in the training, which is restored."""
 
 import pickle
 import random
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def draw():
-    """From each generator."""
+    """A number from each generator."""
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
@@ -47,7 +47,7 @@ def sampler_of(kind, shuffle=True):
 
 
 def join(samples):
-    """A batch, with something random of its own."""
+    """Collates a batch and adds random numbers of its own."""
     return [*samples, ('joined', *draw())]
 
 
@@ -60,7 +60,7 @@ def load(workers=0, kind=DefaultSampler, number=None, endless=False, rank=0, fir
 
 
 def test_streams_differ():
-    """In kind, number and place, and from library to library."""
+    """For each kind, number and position, and each library."""
     drawn = []
     for kind in (EPOCH, ITERATION):
         for number in (0, 1):
@@ -146,7 +146,7 @@ def test_looks_like_the_batch_sampler():
 
 @pytest.mark.parametrize('drawing', [True, False])
 def test_endless_iterator_serves_both_loops(drawing):
-    """MMEngine's loop draws what was trained, or calls `skip_iter`."""
+    """MMEngine's loop draws the batches that were trained, or calls `skip_iter`."""
     iterator = EndlessIterator(iter('abc'), to_skip=5 if drawing else 0)
     if drawing:
         assert [next(iterator) for _ in range(5)] == [None] * 5
@@ -163,7 +163,7 @@ class Log(list):
 
 
 class Run:
-    """What the hook sees of a runner."""
+    """The part of a runner that the hook uses."""
 
     def __init__(self, batch_sampler, iteration, epoch=0):
         loader = DataLoader(Noise(), batch_sampler=batch_sampler, collate_fn=list)
