@@ -2,7 +2,7 @@
 
 ``python tools/prepare_data.py shapes`` writes the embedded data set.
 ``python tools/prepare_data.py coco|ade20k|imagenet|cifar10 --root DIR`` checks files, counts and
-annotations, and says what is missing and where the official download is.
+annotations, and reports what is missing and where the official download is.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def make_shapes(args: argparse.Namespace) -> None:
 
 
 def check(layout: Layout, root: Path) -> None:
-    """Prints what the folder holds, or raises with what is wrong with it."""
+    """Prints a summary of the folder, or raises an error that lists the problems."""
     problems = list(layout.find_problems(root)) if root.is_dir() else [f'{root} is not a folder']
     if problems:
         lines = [f'{layout.title} in {root} is not in order:', *(f'  {p}' for p in problems)]
