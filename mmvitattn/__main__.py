@@ -1,7 +1,7 @@
-"""Runs a tool of this package: ``python -m mmvitattn TOOL ARGUMENTS``; alone it lists the tools.
+"""Runs a tool: ``python -m mmvitattn TOOL ARGUMENTS``; without arguments, lists the tools.
 
-A config that is not there is looked for among those of the package: ``python -m mmvitattn train
-retinanet_linglo_b2_fpn_1x_coco.py`` works from any folder.
+An argument that names no file, but a config of the package, is replaced by its path: ``python -m
+mmvitattn train retinanet_linglo_b2_fpn_1x_coco.py`` works in any folder.
 """
 
 import ast
@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 from mmvitattn import hub
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def find_tools() -> dict[str, Path]:
-    """The tools by name: those Python files that run as a script."""
+    """Finds the tools, Python files that run as a script, by name."""
     paths = sorted((hub.resources() / 'tools').rglob('*.py'))
     return {p.stem: p for p in paths if "__name__ == '__main__'" in p.read_text(encoding='utf-8')}
 
 
 def describe(tools: dict[str, Path]) -> str:
-    """One line for each tool: its name and the first line of its docstring."""
+    """Lists each tool with the first line of its docstring."""
     width = max(map(len, tools))
     lines = ['usage: python -m mmvitattn TOOL ARGUMENTS', '']
     for name, path in tools.items():
@@ -30,7 +30,7 @@ def describe(tools: dict[str, Path]) -> str:
 
 
 def resolved(argument: str) -> str:
-    """The argument, or the path of the package's config that it names."""
+    """Returns the argument, or the path of the package's config that it names."""
     if not argument.endswith('.py') or Path(argument).exists():
         return argument
     name = argument.removeprefix('configs/').removesuffix('.py')
@@ -38,10 +38,10 @@ def resolved(argument: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the tool that the first argument names, with the others.
+    """Runs the tool that the first argument names with the other arguments.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: command line without the program's name.
 
     Raises:
         SystemExit: 2, with a message, for an unknown tool.

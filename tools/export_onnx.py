@@ -1,13 +1,13 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
 CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
-Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, odd ones
-among them, before it is put in its place.
+Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, including odd
+ones, before it is moved to its place.
 
-What comes out: of a backbone its maps; of a classifier its logits; of a segmenter its logits at the
-size of its head; of a single-stage detector the raw maps of its head, level by level: boxes,
-thresholds and suppression stay outside. The input is the normalised image; the file's metadata
-have mean, std and order of its colours.
+The outputs are the maps of a backbone, the logits of a classifier, the logits of a segmenter at the
+size of its head, or the raw maps of a single-stage detector's head, level by level, without boxes,
+thresholds and suppression. The input is the normalised image; the file's metadata contain mean, std
+and order of the colour channels.
 """
 
 import argparse
@@ -18,23 +18,21 @@ from typing import Any
 from torch import nn
 
 from mmvitattn import build_backbone
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_backbone_weights, load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     written_atomically,
 )
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.onnx_export import (
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.build import build_model, read_model_config
+from mmvitattn.inference.onnx_export import (
     TOLERANCE,
     Exportable,
     check_shapes,
     export_onnx,
     largest_differences,
 )
-from mmvitattn.engine.weights import load_backbone_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,12 +44,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='checkpoint; default: random weights')
     parser.add_argument('--out', type=Path, help='file to write; default: the name with .onnx')
     parser.add_argument(
-        '--backbone-only', action='store_true', help="export a config's backbone alone"
+        '--backbone-only', action='store_true', help="export only a config's backbone"
     )
     parser.add_argument(
         '--training-form',
         action='store_true',
-        help="leave out the folding of LinGlo's position encoding into single convolutions",
+        help="do not fold LinGlo's position encoding into single convolutions",
     )
     add_force_argument(parser, '--out')
     add_trust_argument(parser)
@@ -59,7 +57,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
-    """What is to be exported, and the metadata of the file.
+    """Builds the model to export and the metadata of the file.
 
     Raises:
         UsageError: if a name or a file cannot be used.
@@ -87,7 +85,7 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes the file, or nothing.
+    """Writes the file, or nothing if there is an error.
 
     Raises:
         UsageError: if something cannot be used or exported, or PyTorch and onnxruntime disagree.
@@ -119,7 +117,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Exports what the command line names."""
+    """Exports the model that the command line names."""
     args = parse_args()
     logging.disable(logging.WARNING)
     with usage_errors_exit():

@@ -2,7 +2,7 @@
 
 ``python tools/prepare_data.py shapes`` writes the embedded data set.
 ``python tools/prepare_data.py coco|ade20k|imagenet|cifar10 --root DIR`` checks files, counts and
-annotations, and says what is missing and where the official download is.
+annotations, and reports what is missing and where the official download is.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmvitattn.datasets.layouts import LAYOUTS, Layout
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,15 +38,12 @@ def make_shapes(args: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        try:
-            write_shapes(root, args.num_train, args.num_val, args.size, args.seed, show)
-        except (ValueError, FileExistsError) as error:
-            raise UsageError(str(error)) from None
+        write_shapes(root, args.num_train, args.num_val, args.size, args.seed, show)
     print(f'{root} is ready: coco/, ade/ and imagenet/ below it')
 
 
 def check(layout: Layout, root: Path) -> None:
-    """Prints what the folder holds, or raises with what is wrong with it."""
+    """Prints a summary of the folder, or raises an error that lists the problems."""
     problems = list(layout.find_problems(root)) if root.is_dir() else [f'{root} is not a folder']
     if problems:
         lines = [f'{layout.title} in {root} is not in order:', *(f'  {p}' for p in problems)]
@@ -57,7 +54,7 @@ def check(layout: Layout, root: Path) -> None:
 def main() -> None:
     """Makes or checks the data set that the command line names."""
     args = parse_args()
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, FileExistsError):
         if args.dataset == 'shapes':
             make_shapes(args)
         else:

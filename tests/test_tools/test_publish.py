@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.inference.build import build_model, read_model_config
 
 PUBLISH = 'model_converters/publish_model.py'
 FOLD = 'model_converters/reparameterize_model.py'
@@ -64,7 +64,7 @@ def test_published_file(suffix, trained, main_of, tmp_path, capsys):
     assert main_of(PUBLISH, src, tmp_path / f'toy{suffix}') == 0
     output = capsys.readouterr().out
     assert 'the average (EMA)' in output
-    assert 'left behind: ema_state_dict, message_hub, optimizer' in output
+    assert 'dropped: ema_state_dict, message_hub, optimizer' in output
     (path,) = tmp_path.iterdir()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.name == f'toy-{digest[:8]}{suffix}'
@@ -87,7 +87,7 @@ def test_names_and_memory_are_plain(main_of, tmp_path, capsys):
     torch.save(weights, tmp_path / 'src.pth')
     (tmp_path / 'out').mkdir()
     assert main_of(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out' / 'x.pth') == 0
-    assert 'left behind: nothing' in capsys.readouterr().out
+    assert 'dropped: nothing' in capsys.readouterr().out
     (path,) = (tmp_path / 'out').iterdir()
     state = load_checkpoint(path)['state_dict']
     assert state['b'].tolist() == [2, 3, 4, 5] and state['a'].untyped_storage().nbytes() == 8
@@ -109,7 +109,7 @@ def test_publishing_refuses(main_of, tmp_path, capsys):
     assert main_of(PUBLISH, src, tmp_path / 'x.pth', '--force') == 0
     capsys.readouterr()
     torch.save({'state_dict': {}, 'meta': {}}, tmp_path / 'empty.pth')
-    assert 'holds no weights' in refused(tmp_path / 'empty.pth', tmp_path / 'y.pth')
+    assert 'contains no weights' in refused(tmp_path / 'empty.pth', tmp_path / 'y.pth')
     torch.save({'state_dict': {'a': torch.ones(2)}, 'hook': print}, tmp_path / 'other.pth')
     assert '--trust-checkpoint' in refused(tmp_path / 'other.pth', tmp_path / 'y.pth')
     assert len(list(tmp_path.iterdir())) == 4
@@ -163,7 +163,7 @@ def test_folding_refuses(main_of, tiny_config, tiny_checkpoint, tmp_path, capsys
     assert 'nothing can be folded' in refused(config, done, dst)
     other = tiny_config('classifier', 'QnAViT')
     qna, _ = tiny_checkpoint(other, 'qna.pth')
-    assert 'QnAViT has one form' in refused(other, qna, dst)
+    assert 'QnAViT has only one form' in refused(other, qna, dst)
     assert 'does not fit' in refused(config, qna, dst)
     model.backbone.stages[0][0].ffn.position.norms[0].running_var.fill_(math.nan)
     torch.save(model.state_dict(), src)

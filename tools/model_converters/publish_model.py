@@ -1,9 +1,9 @@
-"""Makes a file to hand on: ``python tools/model_converters/publish_model.py SRC DST``.
+"""Makes a file to publish: ``python tools/model_converters/publish_model.py SRC DST``.
 
-DST ends in .pth or .safetensors and gets the first eight digits of its SHA-256 into its name, as in
-the OpenMMLab toolboxes. It holds the weights as plain tensors and the checkpoint's description,
-with the config's text, as plain data; optimizer, schedules and all other training state stay
-behind. Where training kept an average of the weights (EMA), that is what is published.
+DST ends in .pth or .safetensors; the first eight digits of its SHA-256 are added to its name, as in
+the OpenMMLab toolboxes. It contains the weights as plain tensors and the checkpoint's description,
+with the config's text, as plain data, but not the state of the training. If the training kept an
+average of the weights (EMA), the average is published.
 """
 
 import argparse
@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     plain_data,
     written_atomically,
 )
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -43,13 +42,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def plain_weights(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
-    """The weights as tensors that share no memory.
+    """Copies the weights to tensors that share no memory.
 
     Raises:
         UsageError: if there are none.
     """
-    # MMEngine's EMA hook writes the average as state_dict, and the weights that training goes on
-    # with as ema_state_dict.
+    # MMEngine's EMA hook writes the average as state_dict, and the weights that the training
+    # continues with as ema_state_dict.
     state = checkpoint.get('state_dict', checkpoint)
     weights = {
         name.removeprefix('module.'): tensor.detach().cpu().contiguous().clone()
@@ -57,7 +56,7 @@ def plain_weights(checkpoint: Mapping, source: str) -> dict[str, Tensor]:
         if isinstance(tensor, Tensor)
     }
     if not weights:
-        raise UsageError(f'{source} holds no weights: no state_dict, and no tensors by name')
+        raise UsageError(f'{source} contains no weights: no state_dict, and no tensors by name')
     return weights
 
 
@@ -78,7 +77,7 @@ def serialized(weights: dict[str, Tensor], meta: dict[str, Any], suffix: str) ->
 
 
 def publish(args: argparse.Namespace) -> None:
-    """Writes the file and says what it holds.
+    """Writes the file and describes it.
 
     Raises:
         UsageError: if a file cannot be used.
@@ -97,7 +96,7 @@ def publish(args: argparse.Namespace) -> None:
     average = ', the average (EMA) of those in training' if 'ema_state_dict' in checkpoint else ''
     dropped = sorted(set(checkpoint) - {'state_dict', 'meta'}) if 'state_dict' in checkpoint else []
     print(f'{dst}: {len(weights)} tensors{average}, {len(content) / 1e6:.1f} MB')
-    print(f'left behind: {", ".join(dropped) or "nothing"}')
+    print(f'dropped: {", ".join(dropped) or "nothing"}')
 
 
 def main() -> None:

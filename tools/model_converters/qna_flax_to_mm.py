@@ -10,10 +10,10 @@ msgpack: ``pip install "mmvitattn[convert]"``.
 
 import argparse
 
+from mmvitattn.cli import Converted, add_file_arguments, convert_file, one_or_each
 from mmvitattn.converters import convert_qna_vit, read_flax_msgpack
-from mmvitattn.converters.files import Converted, add_file_arguments, convert_file, one_or_each
 from mmvitattn.converters.qna_vit_settings import read_official_config
-from mmvitattn.engine.errors import usage_errors_exit
+from mmvitattn.errors import usage_errors_exit
 from mmvitattn.models import QnAViT
 
 
@@ -22,14 +22,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_file_arguments(parser, 'checkpoint_0')
     parser.add_argument(
-        '--arch', choices=list(QnAViT.arch_zoo), help='default: told by the shapes in the file'
+        '--arch', choices=list(QnAViT.arch_zoo), help='default: inferred from the shapes'
     )
     parser.add_argument(
         '--window',
         type=int,
         nargs='+',
-        help='new window sides of window self-attention, one or one a stage; bias tables are '
-        'resized. Give the backbone the same window_sizes',
+        help='new window sizes of window self-attention, one or one for each stage; bias tables '
+        'are resized. Set the same window_sizes in the backbone',
     )
     parser.add_argument(
         '--kernel-size',
@@ -40,14 +40,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--config',
         metavar='FILE.json',
-        help="the release's model configuration, where the file leaves open what it describes; "
-        'takes the place of --arch',
+        help="the release's model configuration, if the file does not determine the model; "
+        'replaces --arch',
     )
     return parser.parse_args()
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Converts one file and says what it held.
+    """Converts one file and describes it.
 
     Raises:
         UsageError: if a file or an option cannot be used.
@@ -66,7 +66,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Converts the file that the command line names."""
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, ImportError, OSError):
         convert(parse_args())
 
 

@@ -1,8 +1,8 @@
 """Folds a checkpoint into its deploy form, with equal outputs and fewer parameters.
 
-``python tools/model_converters/reparameterize_model.py CONFIG CHECKPOINT DST`` takes checkpoints of
-classifiers, detectors and segmenters. LinGlo's position encoding becomes one convolution in each
-block; a config takes the result with ``backbone=dict(deploy=True)``. The outputs of both forms are
+``python tools/model_converters/reparameterize_model.py CONFIG CHECKPOINT DST`` accepts checkpoints
+of classifiers, detectors and segmenters. LinGlo's position encoding becomes one convolution in each
+block; a config with ``backbone=dict(deploy=True)`` loads the result. The outputs of both forms are
 compared before anything is written.
 """
 
@@ -12,16 +12,15 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     plain_data,
     save_atomically,
 )
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.build import build_model, read_model_config
 from mmvitattn.layers import RPCPE
 
 TOLERANCE = 1e-4
@@ -56,7 +55,7 @@ def fold(backbone: nn.Module, source: str) -> float:
         backbone.switch_to_deploy()
     if set(backbone.state_dict()) == names:
         raise UsageError(
-            f'{source}: nothing can be folded: {type(backbone).__name__} has one form, or the '
+            f'{source}: nothing can be folded: {type(backbone).__name__} has only one form, or the '
             'checkpoint has the deploy form already'
         )
     with torch.no_grad():
@@ -68,7 +67,7 @@ def fold(backbone: nn.Module, source: str) -> float:
 
 @torch.no_grad()
 def _unfolded_outputs(backbone: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Outputs by the definition: in evaluation mode our modules fold as they run."""
+    """Outputs of the unfolded form: in evaluation mode, our modules fold in each call."""
     parts = [m for m in backbone.modules() if isinstance(m, RPCPE) and not m.deployed]
     for module in parts:
         module.forward = module.forward_branches
@@ -79,7 +78,7 @@ def _unfolded_outputs(backbone: nn.Module, images: Tensor) -> tuple[Tensor, ...]
 
 
 def reparameterize(args: argparse.Namespace) -> None:
-    """Writes the folded checkpoint, or nothing.
+    """Writes the folded checkpoint, or nothing if there is an error.
 
     Raises:
         UsageError: if a file cannot be used, or the outputs differ.

@@ -4,14 +4,15 @@
 
 A classifier loads the result whole; a detector or segmentor takes the backbone:
 ``init_cfg=dict(type='Pretrained', checkpoint='sag_small_mm.pth', prefix='backbone.')``. Nothing in
-the file is run: it may hold tensors, plain data and ``argparse.Namespace``.
+the file is executed: it may contain tensors, plain data and ``argparse.Namespace``.
 """
 
 import argparse
 
-from mmvitattn.converters import convert_sag, read_torch_pickle
-from mmvitattn.converters.files import add_file_arguments, convert_file, one_or_each
-from mmvitattn.engine.errors import usage_errors_exit
+from mmvitattn.checkpoint import read_torch_pickle
+from mmvitattn.cli import add_file_arguments, convert_file, one_or_each
+from mmvitattn.converters import convert_sag
+from mmvitattn.errors import usage_errors_exit
 from mmvitattn.models import SAGViT
 
 
@@ -20,20 +21,20 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_file_arguments(parser, 'sag_small.pth')
     parser.add_argument(
-        '--arch', choices=list(SAGViT.arch_zoo), help='default: told by the shapes in the file'
+        '--arch', choices=list(SAGViT.arch_zoo), help='default: inferred from the shapes'
     )
     parser.add_argument(
         '--num-heads',
         type=int,
         nargs='+',
-        help='attention heads, one number or one a stage, noted beside the weights; shapes do not '
-        'tell them for a model with keys and values for each head that is none of the published',
+        help='attention heads, one number or one for each stage, stored with the weights; needed '
+        'for unpublished models whose heads have their own keys and values',
     )
     return parser.parse_args()
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Converts one file and says what it held.
+    """Converts one file and describes it.
 
     Raises:
         UsageError: if a file or an option cannot be used.
@@ -43,12 +44,12 @@ def convert(args: argparse.Namespace) -> None:
         args, 'SAG', lambda: convert_sag(read_torch_pickle(args.src), args.arch, heads)
     )
     if not isinstance(description['arch'], str) and 'num_heads' not in description['arch']:
-        print('the file does not tell the number of attention heads: add num_heads to arch')
+        print('the number of attention heads is not in the file: add num_heads to arch')
 
 
 def main() -> None:
     """Converts the file that the command line names."""
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, ImportError, OSError):
         convert(parse_args())
 
 

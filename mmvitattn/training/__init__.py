@@ -1,0 +1,1 @@
+"""Training: checks beforehand, exact resume, learning rates by layer, sharding, logs."""
