@@ -25,17 +25,20 @@ RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
 # Keeps glibc from handing large buffers back to the system after each use.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# The type hints of torch 2.1 differ from those of current torch: types are checked on one stack.
+MYPY := $(if $(filter onedl,$(STACK)),$(BIN)/mypy)
 
-.PHONY: help install demo test test-slow lint format
+.PHONY: help install demo test test-slow lint format docs
 
 help:
 	@echo 'make demo   train, evaluate and draw a detector on the embedded data set'
-	@echo 'make test   lint and the test suite; make test-slow  the long tests'
+	@echo 'make test   lint, types and the test suite; make test-slow  the long tests'
+	@echo 'make docs   the documentation as HTML, with an API reference, in build/docs'
 	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.py Makefile
+$(INSTALLED): pyproject.toml setup.py Makefile
 	@test -n '$(TORCH_$(STACK))' || { echo 'error: STACK=$(STACK): choose onedl or openmmlab'; exit 2; }
 	@$(PYTHON) -c 'import sys; stack = "$(STACK)"; v = sys.version_info[:2]; \
 	  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
@@ -62,6 +65,8 @@ demo: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(MYPY)
 
 test: lint
 	$(PYTEST)
@@ -72,3 +77,8 @@ test-slow: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict --config-file docs/mkdocs.yml
+	@echo 'documentation  build/docs/index.html'

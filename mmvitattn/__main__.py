@@ -1,7 +1,7 @@
-"""Runs a tool of this package: ``python -m mmvitattn TOOL ARGUMENTS``; alone it lists the tools.
+"""Runs a tool of this package: ``mmvitattn TOOL ARGUMENTS``; without arguments, lists the tools.
 
-A config that is not there is looked for among those of the package: ``python -m mmvitattn train
-retinanet_linglo_b2_fpn_1x_coco.py`` works from any folder.
+``python -m mmvitattn`` does the same. A config that does not exist in the working directory is
+looked up in the package: ``mmvitattn train retinanet_linglo_b2_fpn_1x_coco.py`` works anywhere.
 """
 
 import ast
@@ -22,7 +22,7 @@ def find_tools() -> dict[str, Path]:
 def describe(tools: dict[str, Path]) -> str:
     """One line for each tool: its name and the first line of its docstring."""
     width = max(map(len, tools))
-    lines = ['usage: python -m mmvitattn TOOL ARGUMENTS', '']
+    lines = ['usage: mmvitattn TOOL ARGUMENTS', '']
     for name, path in tools.items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
         lines.append(f'  {name:<{width}}  {doc.split(chr(10))[0]}')
@@ -37,16 +37,17 @@ def resolved(argument: str) -> str:
     return str(hub.config_path(name)) if name in hub.list_configs() else argument
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the tool that the first argument names, with the others.
 
     Args:
-        arguments: of the command line, without the program's name.
+        arguments: those of the command line by default, without the program's name.
 
     Raises:
         SystemExit: 2, with a message, for an unknown tool.
     """
     with usage_errors_exit():
+        arguments = sys.argv[1:] if arguments is None else arguments
         tools = find_tools()
         if not arguments or arguments[0] in ('-h', '--help'):
             print(describe(tools))
@@ -60,4 +61,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    main()

@@ -68,7 +68,7 @@ def test_contents(wheel, sources):
     assert 'mmvitattn/.mim/model-index.yml' in names
     assert not [name for name in names if name.startswith('tests/') or '__pycache__' in name]
     modules = {p.relative_to(sources).as_posix() for p in (sources / 'mmvitattn').rglob('*.py')}
-    assert modules <= names
+    assert {*modules, 'mmvitattn/py.typed'} <= names
 
 
 CODE = """
@@ -91,6 +91,8 @@ def test_tools_run(installed, tmp_path):
     done = python(installed, '-m', 'mmvitattn', cwd=tmp_path)
     assert done.returncode == 0 and '  train ' in done.stdout, done.stderr
     assert str(installed) in done.stdout
+    script = python(installed, installed / 'bin/mmvitattn', cwd=tmp_path)
+    assert script.stdout == done.stdout, script.stderr
     done = python(installed, '-m', 'mmvitattn', 'prepare_data', 'shapes', '--help', cwd=tmp_path)
     assert done.returncode == 0 and 'usage: prepare_data.py' in done.stdout, done.stderr
     done = python(
