@@ -1,6 +1,6 @@
-"""What the documentation names exists, and what it tells to do works.
+"""What the documentation names exists, and its commands work.
 
-docs/README.md tells the marks by which blocks of commands are run.
+CONTRIBUTING.md explains the marks in the pages that this file reads.
 """
 
 import importlib.util
@@ -23,7 +23,8 @@ from mmvitattn.__main__ import find_tools
 from mmvitattn.__main__ import main as run_tool_here
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+GUIDES = sorted((ROOT / 'docs').glob('*.md'))
+PAGES = [*sorted(ROOT.glob('*.md')), *GUIDES]
 BLOCK = re.compile(
     r'(?:^<!-- (?P<mark>runs|file)(?:: (?P<text>[^\n]*?))? -->\n)?'
     r'^```(?P<language>\w+)\n(?P<code>.*?)^```$',
@@ -34,8 +35,8 @@ TABLE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
-OTHER_COMMANDS = {'cd', 'cp', 'git', 'ls', 'make', 'mim', 'mkdir', 'pip', 'python'}
-OTHER_COMMANDS |= {'torchrun', 'unzip'}
+OTHER_COMMANDS = {'cd', 'cp', 'git', 'ls', 'make', 'mim', 'mkdir', 'mmvitattn', 'pip', 'pre-commit'}
+OTHER_COMMANDS |= {'python', 'torchrun', 'unzip'}
 LAUNCHERS = {  # script: tool, words before the config, words between the config and the options
     'dist_train.sh': ('train', 0, 1),
     'dist_test.sh': ('test', 0, 2),
@@ -133,7 +134,9 @@ def parse():
 def tool_call(words):
     """Name of the tool and its own words, or ``None`` for another command."""
     if words[:3] == ['python', '-m', 'mmvitattn']:
-        return (words[3], words[4:]) if words[3:] else None
+        words = words[2:]
+    if words[0] == 'mmvitattn':
+        return (words[1], words[2:]) if words[1:] else None
     if words[0] == 'python' and words[1].startswith('tools/'):
         assert (ROOT / words[1]).is_file(), words[1]
         return words[1].rpartition('/')[2].removesuffix('.py'), words[2:]
@@ -240,7 +243,7 @@ def test_commands_run(page, workplace):
 def test_every_page_is_in_the_index():
     index = (ROOT / 'docs/README.md').read_text()
     assert [
-        p.name for p in PAGES[1:] if p.name != 'README.md' and f']({p.name})' not in index
+        p.name for p in GUIDES if p.name != 'README.md' and f']({p.name})' not in index
     ] == []
-    every = ''.join(page.read_text() for page in PAGES[1:])
+    every = ''.join(page.read_text() for page in GUIDES)
     assert [example.name for example in EXAMPLES if example.name not in every] == []

@@ -111,7 +111,7 @@ def test_a_set_without_metric_has_no_column_for_it(rows_dir, ablate):
     assert header[-1] == 'model params (M): ours / paper' and len(header) == 3
     assert row[:2] == ['FPN', '`configs/retinanet_linglo_b0_fpn_1x_coco.py`']
     ours, paper = row[2].split(' / ')
-    assert (f'{float(ours):.1f}', paper) == ('12.9', '13.0')  # the README's
+    assert (f'{float(ours):.1f}', paper) == ('12.9', '13.0')  # as in docs/model_zoo.md
 
 
 def test_list(rows_dir, ablate):
