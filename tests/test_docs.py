@@ -242,8 +242,6 @@ def test_commands_run(page, workplace):
 
 def test_every_page_is_in_the_index():
     index = (ROOT / 'docs/README.md').read_text()
-    assert [
-        p.name for p in GUIDES if p.name != 'README.md' and f']({p.name})' not in index
-    ] == []
+    assert [p.name for p in GUIDES if p.name != 'README.md' and f']({p.name})' not in index] == []
     every = ''.join(page.read_text() for page in GUIDES)
     assert [example.name for example in EXAMPLES if example.name not in every] == []

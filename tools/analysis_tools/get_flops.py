@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument('config', nargs='?', type=Path)
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), default=(224, 224))
     parser.add_argument('--deploy', action='store_true', help='fold what can be folded first')
-    parser.add_argument('--table', action='store_true', help="print the tables of docs/model_zoo.md")
+    parser.add_argument('--table', action='store_true', help='print the tables of the model zoo')
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     with usage_errors_exit():
