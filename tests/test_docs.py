@@ -3,6 +3,7 @@
 CONTRIBUTING.md explains the marks in the pages that this file reads.
 """
 
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -23,7 +24,7 @@ from mmvitattn.__main__ import find_tools
 from mmvitattn.__main__ import main as run_tool_here
 
 ROOT = Path(__file__).resolve().parents[1]
-GUIDES = sorted((ROOT / 'docs').glob('*.md'))
+GUIDES = sorted((ROOT / 'docs').rglob('*.md'))
 PAGES = [*sorted(ROOT.glob('*.md')), *GUIDES]
 BLOCK = re.compile(
     r'(?:^<!-- (?P<mark>runs|file)(?:: (?P<text>[^\n]*?))? -->\n)?'
@@ -44,6 +45,7 @@ LAUNCHERS = {  # script: tool, words before the config, words between the config
     'slurm_test.sh': ('test', 2, 1),
 }
 FOLDERS = ('configs', 'docs', 'mmvitattn', 'tests', 'tools')
+PUBLIC = ('models', 'layers', 'ops')  # with the package itself
 
 
 class Block(NamedTuple):
@@ -242,6 +244,16 @@ def test_commands_run(page, workplace):
 
 def test_every_page_is_in_the_index():
     index = (ROOT / 'docs/README.md').read_text()
-    assert [p.name for p in GUIDES if p.name != 'README.md' and f']({p.name})' not in index] == []
+    names = [str(page.relative_to(ROOT / 'docs')) for page in GUIDES]
+    assert [n for n in names if n != 'README.md' and f']({n})' not in index] == []
     every = ''.join(page.read_text() for page in GUIDES)
     assert [example.name for example in EXAMPLES if example.name not in every] == []
+
+
+@pytest.mark.parametrize('name', ['mmvitattn', *map('mmvitattn.{}'.format, PUBLIC)])
+def test_every_public_name_is_in_the_reference(name):
+    """``make docs`` fails for a name that does not exist."""
+    page = (ROOT / f'docs/api/{name.removeprefix("mmvitattn.")}.md').read_text()
+    listed = re.findall(r'^::: (\S+)$', page, re.MULTILINE)
+    public = [f'{name}.{part}' for part in importlib.import_module(name).__all__]
+    assert len(listed) == len(set(listed)) and set(public) - set(listed) == set()
