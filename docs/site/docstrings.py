@@ -12,7 +12,5 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Changes the docstring of an object before it is parsed."""
         if obj.docstring:
-            text = re.sub(
-                r':(?:attr|class|func|meth|mod):`~?([^`]+)`', r'`\1`', obj.docstring.value
-            )
-            obj.docstring.value = re.sub(r'^Example:$', 'Examples:', text, flags=re.MULTILINE)
+            text = re.sub(r'^Example:$', 'Examples:', obj.docstring.value, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r':(?:attr|class|func|meth|mod):(?=`)', '', text)
