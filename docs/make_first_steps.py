@@ -56,20 +56,20 @@ PAGE = """\
 # First steps
 
 A recorded session that starts in an empty folder with a clone of this repository in `mmvitattn/`.
-[make_first_steps.py](make_first_steps.py) ran all commands below in this order; progress bars and most
-of the logs are omitted.
+[make_first_steps.py](make_first_steps.py) ran all commands below in this order; progress bars and
+most of the logs are omitted.
 
 ## Install
 
-First install PyTorch and torchvision, both from the same index; here they and the OpenMMLab packages
-were already installed. The wheel includes the configs and tools.
+First install PyTorch and torchvision, both from the same index; here they and the OpenMMLab
+packages were already installed. The wheel includes the configs and tools.
 
 @WHEEL@
 
 @INSTALL@
 
-`[onedl]` installs the maintained forks of the OpenMMLab packages, `[openmmlab]` the original packages for
-torch 2.1; `[export]` adds ONNX. The tools can be run in any folder:
+`[onedl]` installs the maintained forks of the OpenMMLab packages, `[openmmlab]` the original
+packages for torch 2.1; `[export]` adds ONNX. The tools can be run in any folder:
 
 @TOOLS@
 
@@ -91,8 +91,8 @@ Generate a small data set in the formats of COCO, ADE20K and ImageNet:
 
 ## Train
 
-The remaining settings are given on the command line here; usually they are in the config. Training takes a
-minute or two on CPUs:
+The remaining settings are given on the command line here; usually they are in the config. Training
+takes a minute or two on CPUs:
 
 @TRAIN@
 
@@ -104,19 +104,19 @@ Segment your own photograph, `photo.jpg`:
 
 @RESULT@
 
-`photo.png` shows the classes drawn over the photograph, `photo.labels.png` contains the class of each
-pixel, and `photo.json` the area of each class. This segmenter was trained only on generated shapes; in
-the photograph, its largest class is @LARGEST@.
+`photo.png` shows the classes drawn over the photograph, `photo.labels.png` contains the class of
+each pixel, and `photo.json` the area of each class. This segmenter was trained only on generated
+shapes; in the photograph, its largest class is @LARGEST@.
 
 ## Export
 
 @EXPORT@
 
-Batch size, height and width of the file are dynamic; the table shows the differences from PyTorch at
-three sizes.
+Batch size, height and width of the file are dynamic; the table shows the differences from PyTorch
+at three sizes.
 
-Next: [detection](detection.md), [segmentation](segmentation.md) and [classification](classification.md)
-with real data, or [your own code](embedding.md).
+Next: [detection](detection.md), [segmentation](segmentation.md) and
+[classification](classification.md) with real data, or [your own code](embedding.md).
 """
 
 
@@ -213,9 +213,7 @@ def record(session: Session, num_train: int, epochs: int) -> str:
     blocks['INSTALL'] = run(f"pip install 'dist/{wheel.name}[{stack},export]'", lines=1)
     blocks['TOOLS'] = run('mmvitattn', lines=30)
     (folder / 'segmenter.py').write_text(CONFIG)
-    blocks['DATA'] = run(
-        f'mmvitattn prepare_data shapes --num-train {num_train}', lines=1
-    )
+    blocks['DATA'] = run(f'mmvitattn prepare_data shapes --num-train {num_train}', lines=1)
     blocks['TRAIN'] = run(
         'mmvitattn train segmenter.py --work-dir run --cfg-options \\\n'
         f'    train_cfg.by_epoch=True train_cfg.max_epochs={epochs} \\\n'
