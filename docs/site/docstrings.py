@@ -13,4 +13,4 @@ class Docstrings(griffe.Extension):
         """Changes the docstring of an object before it is parsed."""
         if obj.docstring:
             text = re.sub(r'^Example:$', 'Examples:', obj.docstring.value, flags=re.MULTILINE)
-            obj.docstring.value = re.sub(r':(?:attr|class|func|meth|mod):(?=`)', '', text)
+            obj.docstring.value = re.sub(r':(?:attr|class|func|meth|mod):`~?', '`', text)
