@@ -219,7 +219,7 @@ def record(session: Session, num_train: int, epochs: int) -> str:
         f'    train_cfg.by_epoch=True train_cfg.max_epochs={epochs} \\\n'
         '    optim_wrapper.optimizer.type=AdamW optim_wrapper.optimizer.lr=1e-3 \\\n'
         '    test_cfg.type=TestLoop test_evaluator.type=IoUMetric',
-        lines=16,
+        lines=4,
         only=r'Epoch\(train\)',
     )
     checkpoint = f'run/epoch_{epochs}.pth'
