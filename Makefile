@@ -14,6 +14,8 @@ TORCH_openmmlab := torch==2.1.2 torchvision==0.16.2
 TORCH ?= $(TORCH_$(STACK))
 
 BIN := $(VENV)/bin
+# The type hints of torch 2.1 differ from those of current torch: types are checked on one stack.
+MYPY := $(if $(filter onedl,$(STACK)),$(BIN)/mypy)
 # The package is installed editable: an environment shared by several clones is pointed at the
 # one that is used.
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
@@ -25,8 +27,6 @@ RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
 # Keeps glibc from handing large buffers back to the system after each use.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
-# The type hints of torch 2.1 differ from those of current torch: types are checked on one stack.
-MYPY := $(if $(filter onedl,$(STACK)),$(BIN)/mypy)
 
 .PHONY: help install demo test test-slow lint format docs
 

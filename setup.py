@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent
 class BuildWithResources(build_py):
     """Copies the resources to ``mmvitattn/.mim``, where MIM and mmengine.hub look for them.
 
-    They go to the build folder only; an editable installation reads those of the clone.
+    They go to the build folder only; an editable installation reads those of the clone. The benchmark
+    is not part of the wheel.
     """
 
     def run(self) -> None:
@@ -23,7 +24,7 @@ class BuildWithResources(build_py):
         target = Path(self.build_lib) / 'mmvitattn' / '.mim'
         shutil.rmtree(target, ignore_errors=True)  # of an earlier build
         for folder in ('configs', 'tools'):
-            ignored = shutil.ignore_patterns('__pycache__')
+            ignored = shutil.ignore_patterns('__pycache__', 'benchmark.py')
             shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target)
 
