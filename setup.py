@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent
 class BuildWithResources(build_py):
     """Copies the resources to ``mmvitattn/.mim``, where MIM and mmengine.hub look for them.
 
-    They go to the build folder only; an editable installation reads those of the clone. The benchmark
-    is not part of the wheel.
+    They go to the build folder only; an editable installation reads those of the clone. The
+    benchmark is not part of the wheel.
     """
 
     def run(self) -> None:
