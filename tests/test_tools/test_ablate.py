@@ -201,7 +201,8 @@ def test_rows_share_data_schedule_and_seed(trained):
         cfg['model']['head'].pop('in_channels')
     assert found['narrow'] == found['w_o_wide']
     assert found['narrow']['randomness'] == dict(seed=3)
-    assert 'saliency' in found['narrow']['optim_wrapper']['paramwise_cfg']['custom_keys']
+    constructor = found['narrow']['optim_wrapper']['constructor']
+    assert constructor == 'mmvitattn.WeightDecayOptimWrapperConstructor'
     assert found['narrow']['model']['head']['num_classes'] == 6
 
 
