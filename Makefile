@@ -27,6 +27,8 @@ RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
 # Keeps glibc from handing large buffers back to the system after each use.
 KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# A run of its own: Triton decides at import whether its interpreter runs the kernels.
+TRITON_TESTS := TRITON_INTERPRET=1 $(PYTEST) --dist load tests/test_ops/test_triton_kernels.py
 
 .PHONY: help install demo test test-slow lint format docs
 
@@ -70,9 +72,11 @@ lint: $(INSTALLED)
 
 test: lint
 	$(PYTEST)
+	$(TRITON_TESTS)
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow
+	$(TRITON_TESTS) -m slow
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

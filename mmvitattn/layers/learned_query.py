@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import learned_query_attention, learned_query_scores, window_weights
+from ..ops.dispatch import precise_dtype, without_autocast
 from ..ops.learned_query import normalize_queries
-from ..ops.precision import precise_dtype, without_autocast
-from ..ops.projection import project_in, project_out
+from ..ops.learned_query.convolution import project_in, project_out
 from .init import lecun_normal_
 
 POSITION_BIASES = ('relative_pos', 'absolute_pos', 'contextual_pos', None)

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.torch_api import is_exporting
+from ..ops.dispatch import is_exporting
 from .embed import ConvEmbed
 from .init import trunc_normal_
 

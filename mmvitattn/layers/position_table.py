@@ -4,8 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.precision import precise_dtype
-from ..ops.torch_api import is_exporting
+from ..ops.dispatch import is_exporting, precise_dtype
 
 
 class PositionTable(nn.Module):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import local_shift_attention, shift_weights, shifted_patch_embedding
-from ..ops.shifted import Shifts, check_shifts
-from ..ops.translation import translate
+from ..ops.shifted.shifts import Shifts, check_shifts, translate
 from .global_attention import AttentionProjections
 from .init import trunc_normal_
 from .patch_embed import PatchEmbed, pad_to_stride, patch_grid

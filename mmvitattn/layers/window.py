@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.torch_api import is_exporting
+from ..ops.dispatch import is_exporting
 from .init import lecun_normal_
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..layers.init import lecun_normal_
 from ..layers.position_table import resize_table
 from ..ops import learned_query_scores
-from ..ops.precision import without_autocast
+from ..ops.dispatch import without_autocast
 from ..registry import MODELS
 
 

@@ -1,6 +1,6 @@
-"""Attention, and what it needs around it, as functions on plain tensors.
+"""Attention, and the functions around it, on plain tensors.
 
-Imports PyTorch alone, and Triton where it is installed and can run.
+Imports only PyTorch, and Triton where it is installed and its kernels can run.
 """
 
 from .depthwise import branch_statistics, depthwise_conv2d
@@ -8,9 +8,6 @@ from .dispatch import explain, force
 from .key_only import key_only_attention, key_only_weights
 from .learned_query import learned_query_attention, learned_query_scores, window_weights
 from .shifted import local_shift_attention, shift_weights, shifted_patch_embedding
-from .triton_support import register_kernels
-
-register_kernels()
 
 __all__ = [
     'branch_statistics',

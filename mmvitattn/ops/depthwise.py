@@ -1,19 +1,22 @@
-"""Depth-wise convolutions: one with a fast gradient, and batch statistics of many without them.
+"""Depth-wise convolution with a fast gradient, and batch statistics of several convolutions.
 
 Shapes: B batch, C channels, H W map, n parallel convolutions. The nine offsets of a 3x3 kernel are
 numbered row by row; ``x~`` is the map extended by zeros, I the positions inside it.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 from . import dispatch, reference
-from .torch_api import is_compiling
+from .dispatch import Implementation, is_compiling
 
 TILE = 28  # positions on a side
-BAND = 1 << 19  # numbers of a map in work at once: 2 MiB, which caches hold
+BAND = 1 << 19  # elements of a map processed at once: 2 MiB, which caches hold
 MIN_POSITIONS = 256  # of a map for which moments are cheaper than branches
 OFFSETS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
 # For each pair (k, l) of offsets, where l - k lies in a 5x5 table of lags.
@@ -50,23 +53,23 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
         Output, (B, C, H, W).
     """
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    eager = not is_compiling()  # a compiler has its own backward
+    eager = not is_compiling()  # a compiler generates its own backward
     full_precision = x.dtype == weight.dtype and not torch.is_autocast_cpu_enabled()
     if trains and eager and full_precision and x.device.type == 'cpu':
         return _DepthwiseConv2d.apply(x, weight, bias)
-    padding = int(weight.shape[-1]) // 2  # plain numbers, also where a run is recorded
+    padding = int(weight.shape[-1]) // 2  # plain numbers, also while tracing
     return F.conv2d(x, weight, bias, padding=padding, groups=int(x.shape[1]))
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -82,13 +85,13 @@ class _DepthwiseConv2d(torch.autograd.Function):
 def correlate(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
     """``sum_p other[p] x~[p + k]`` for all offsets k: a depth-wise convolution's weight gradient.
 
-    PyTorch's own is slow for windows of more than 3 x 3. Here it is the convolution of ``x`` with
-    ``other`` as its kernel, which runs at the speed of forward convolutions; in tiles, for which
-    that code is made, and whose short sums round less.
+    PyTorch's own is slow for kernels larger than 3 x 3. Here ``x`` is convolved with ``other`` as
+    the kernel, at the speed of forward convolutions. This is done in tiles, as that code is made
+    for small kernels; the shorter sums also have smaller rounding errors.
 
     Args:
         x: (B, C, H, W).
-        other: of the same shape.
+        other: map of the same shape.
         kernel_size: odd side k.
 
     Returns:
@@ -112,22 +115,10 @@ def correlate(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
 
 
 def _correlate_by_backward(x: Tensor, other: Tensor, kernel_size: int, padding: int) -> Tensor:
-    kernel = x.new_empty(x.shape[1], 1, kernel_size, kernel_size)
-    grad = torch.ops.aten.convolution_backward(
-        other,
-        x,
-        kernel,
-        None,
-        [1, 1],
-        [padding, padding],
-        [1, 1],
-        False,
-        [0, 0],
-        x.shape[1],
-        [False, True, False],
-    )[1]
-    # With the strides of a parameter, which DistributedDataParallel asks for.
-    return grad.flatten().view_as(kernel)
+    shape = (x.shape[1], 1, kernel_size, kernel_size)
+    grad = conv2d_weight(x, shape, other, padding=padding, groups=x.shape[1])
+    # With the strides of a contiguous parameter, as DistributedDataParallel expects.
+    return grad.flatten().view(shape)
 
 
 def _channel_sum(x: Tensor) -> Tensor:
@@ -137,25 +128,26 @@ def _channel_sum(x: Tensor) -> Tensor:
 def branch_statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor] | None:
     """Batch mean and (biased) variance of parallel 3x3 depth-wise convolutions of one map.
 
-    None of the convolutions is computed. An output is linear in the 3x3 neighbourhood of its
-    position, so its mean and variance follow from the neighbourhood's first and second moments,
-    nine and 81 numbers a channel whatever the number of convolutions; see :func:`local_moments`.
+    The convolutions are not computed. An output is linear in the 3x3 neighbourhood of its position,
+    so its mean and variance follow from the first and second moments of the neighbourhoods, 9 and
+    81 numbers for each channel, independent of the number of convolutions; see
+    :func:`local_moments`.
 
     Args:
         x: (B, C, H, W).
         weights: (n, C, 1, 3, 3).
 
     Returns:
-        Mean and variance over batch and positions, (n, C) each, differentiable; or None where
-        computing the branches is the better way.
+        Mean and variance over batch and positions, (n, C) each, differentiable; or None if
+        computing the convolutions is better.
     """
-    return dispatch.choose('branch_statistics', x, weights)(x, weights)
+    return dispatch.run('branch_statistics', (x, weights))
 
 
 def statistics_by_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`branch_statistics`; always by moments."""
     count = x.shape[0] * x.shape[2] * x.shape[3]
-    # The variance is a small difference of large numbers; there are few of them.
+    # In float64, since the variance is a small difference of large numbers.
     first, second = (moment.double() / count for moment in local_moments(x))
     kernels = weights.flatten(2).double()
     mean = torch.einsum('nck,ck->nc', kernels, first)
@@ -164,13 +156,14 @@ def statistics_by_moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean.to(weights.dtype), var.to(weights.dtype)
 
 
-def _moments_pay(x: Tensor, weights: Tensor) -> str | None:
+def _reason_against_moments(inputs: tuple[Tensor, Tensor]) -> str | None:
+    x, _ = inputs
     if x.device.type != 'cpu':
-        return 'measured on CPUs only'
+        return 'implemented for CPUs only'
     if is_compiling():
         return 'a compiler fuses the branches'
     if x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_cpu_enabled():
-        return 'half precision would lose the variance'
+        return 'half precision is too coarse for the variance'
     if x.shape[2] * x.shape[3] < MIN_POSITIONS:
         return f'the map has fewer than {MIN_POSITIONS} positions'
     return None
@@ -180,9 +173,9 @@ def local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """First and second moments of all 3x3 neighbourhoods of a map, zeros outside it.
 
     ``first_k = sum_{p in I} x~[p+k]`` and ``second_kl = sum_{p in I} x~[p+k] x~[p+l]``. Summed over
-    all p, the second would be the autocorrelation at lag l - k, of which 13 values are enough; the
-    share of the positions just outside the map is taken off: that of the four edges, again
-    autocorrelations, with the corners, which two edges share, put back.
+    all p, the second would be the autocorrelation at lag l - k, which takes only 13 distinct
+    values. The terms of the positions just outside the map are subtracted: those along the four
+    edges, again autocorrelations; then the corners, which two edges share, are added back.
 
     Args:
         x: (B, C, H, W).
@@ -195,7 +188,7 @@ def local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 class _LocalMoments(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
         first = _channel_sum(x)[:, None].repeat(1, 9)
         second = _autocorrelation(x)[:, _LAG_OF_PAIR].unflatten(1, (9, 9))
@@ -217,7 +210,7 @@ class _LocalMoments(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_first: Tensor, grad_second: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         channels = x.shape[1]
         symmetric = grad_second + grad_second.mT
@@ -242,10 +235,9 @@ def _sum_by_lag(pairs: Tensor, lag_of_pair: Tensor, num_lags: int) -> Tensor:
 def _autocorrelation(x: Tensor) -> Tensor:
     """``sum_q x[q] x~[q+d]`` for the 25 lags d of a 5x5 table, (C, 25).
 
-    Two 3x3 correlations, one to the left and one to the right, cover the lags of the lower half;
-    that is far faster than a 5x5 correlation, which has no fast kernel. The lags of the upper half
-    are the same mirrored. It goes band by band, so that the copies with zeros around stay in the
-    cache.
+    Two 3x3 correlations, one to the left and one to the right, cover the lags of the lower half,
+    much faster than one 5x5 correlation, which has no fast kernel. The upper half is its mirror
+    image. The map is processed in bands of rows, so that the zero-padded copies stay in the cache.
     """
     rows = max(1, BAND // max(1, x[:, :, 0].numel()))
     left, right = x.new_zeros(2, x.shape[1], 1, 3, 3)
@@ -260,6 +252,14 @@ def _autocorrelation(x: Tensor) -> Tensor:
     return torch.cat([upper, lower], dim=1).flatten(1)
 
 
-dispatch.register('branch_statistics', 'moments', statistics_by_moments, _moments_pay)
-dispatch.register('branch_statistics', 'branches', lambda x, weights: None)
-dispatch.register('branch_statistics', 'reference', reference.branch_statistics)
+dispatch.register(
+    'branch_statistics',
+    lambda x, weights: (x, weights),
+    [
+        Implementation(
+            'moments', lambda inputs: statistics_by_moments(*inputs), _reason_against_moments
+        ),
+        Implementation('branches', lambda inputs: None),
+        Implementation('reference', lambda inputs: reference.branch_statistics(*inputs)),
+    ],
+)

@@ -1,7 +1,7 @@
-"""The readable truth: each attention as its equations say, slow and exact.
+"""Reference implementations: each op written as its equations, slow and exact.
 
-Every fast path is tested against these functions, in float64 where exactness matters. They compute
-in the dtype of their arguments and make no attempt to save time or memory.
+All other implementations are tested against these functions, in float64 where exactness matters.
+They compute in the dtype of their arguments and make no attempt to save time or memory.
 
 Shapes: B batch, N positions or H W grid, C channels, h heads, d = C/h channels of a head, k window
 side, q learned queries, T shifted variants, E channels of an embedding, K kernel side.
@@ -28,16 +28,7 @@ def key_only_attention(
 ) -> Tensor:
     """Key-only attention, equations 2 to 4 of the LinGlo paper, head by head.
 
-    Args:
-        x: input, (B, N, C).
-        saliency: one saliency vector for each head, (h, d).
-        key: weight (C, C) and bias (C,) or None of the keys' projection.
-        value: the same for the values.
-        gate: ``U1`` of equation 4, applied to the gated values.
-        out: ``U2`` of equation 4, applied to their sum with the keys.
-
-    Returns:
-        Output, (B, N, C).
+    Arguments and result: see :func:`mmvitattn.ops.key_only_attention`.
     """
     keys, values = _affine(x, key), _affine(x, value)
     heads, dim = saliency.shape
@@ -61,16 +52,7 @@ def learned_query_attention(
 ) -> Tensor:
     """Learned-query attention (QnA paper, section 4), window by window.
 
-    Args:
-        scores: query-key products, (B, H, W, q, h).
-        values: values, (B, H, W, h, d).
-        position_bias: added to the scores inside a window, (k*k, q, h), or None.
-        attention_scale: multiplies the softmax weights, (k*k, q, h) or (1, q, h), or None.
-        kernel_size: odd side k of the window, in positions.
-        stride: distance of neighbouring windows, in positions.
-
-    Returns:
-        Output, (B, H', W', h, d) with H' = ceil(H / stride), W' = ceil(W / stride).
+    Arguments and result: see :func:`mmvitattn.ops.learned_query_attention`.
     """
     height, width = scores.shape[1:3]
     tables = [
@@ -85,7 +67,7 @@ def learned_query_attention(
         for x in range(0, width, stride):
             top, left = max(0, y - reach), max(0, x - reach)
             window = (slice(None), slice(top, y + reach + 1), slice(left, x + reach + 1))
-            window_scores = scores[window]  # (B, rows, columns, q, h): inside the image alone
+            window_scores = scores[window]  # (B, rows, columns, q, h), inside the image
             rows, columns = window_scores.shape[1:3]
             first_row, first_column = top - (y - reach), left - (x - reach)
             bias, scale = (
@@ -104,12 +86,7 @@ def learned_query_attention(
 def branch_statistics(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Batch mean and (biased) variance of parallel 3x3 depth-wise convolutions of one map.
 
-    Args:
-        x: (B, C, H, W).
-        weights: (n, C, 1, 3, 3).
-
-    Returns:
-        Mean and variance over batch and positions, (n, C) each.
+    Arguments and result: see :func:`mmvitattn.ops.branch_statistics`.
     """
     maps = torch.stack([F.conv2d(x, weight, padding=1, groups=x.shape[1]) for weight in weights])
     return maps.mean((1, 3, 4)), maps.var((1, 3, 4), unbiased=False)
@@ -126,18 +103,7 @@ def shifted_patch_embedding(
 ) -> Tensor:
     """Convolutions of shifted images (SAG paper, section 3.1), one after another.
 
-    Args:
-        image: (B, H, W, C).
-        weight: one kernel for each shift, (T, E, C, K, K).
-        bias: (T, E) or None.
-        shifts: T pairs of pixels (down, right), none larger than the image.
-        stride: stride of the convolutions, in pixels.
-        padding: zeros on each side of the shifted image, in pixels.
-        border: 'roll' shifts circularly; with 'extend' the image grows on the top and the left by
-            rows and columns from its bottom and its right.
-
-    Returns:
-        Embeddings, (T, B, H', W', E); their grid is that of the unshifted image.
+    Arguments and result: see :func:`mmvitattn.ops.shifted_patch_embedding`.
     """
     image = image.permute(0, 3, 1, 2)
     rows, columns = ((n + 2 * padding - weight.shape[-1]) // stride + 1 for n in image.shape[2:])
@@ -159,15 +125,7 @@ def local_shift_attention(
 ) -> Tensor:
     """Attention of each patch to its shifted variants, equations 1 to 4 of the SAG paper.
 
-    Args:
-        x: tokens of all variants, the unshifted one first, (T, B, H, W, C).
-        query: weight (C, C) and bias (C,) or None of the queries' projection.
-        key: weight (h * d, C), or (d, C) for keys that all heads share, and bias or None.
-        value: the same of the values' projection.
-        num_heads: heads h.
-
-    Returns:
-        Heads side by side, before an output projection, (B, H, W, C).
+    Arguments and result: see :func:`mmvitattn.ops.local_shift_attention`.
     """
     dim = x.shape[-1] // num_heads
     queries = _affine(x[0], query).unflatten(-1, (num_heads, dim))

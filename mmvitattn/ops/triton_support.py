@@ -1,30 +1,25 @@
-"""What the Triton kernels share: whether they are available, launching, and their registration.
+"""What the Triton kernels share: whether they can be used, checks of their inputs, launching.
 
-Triton is not imported where the kernels cannot run anyway. Triton's interpreter, with
-``TRITON_INTERPRET=1`` set before this package is imported, runs them on the CPU for tests.
+Triton is not imported where the kernels cannot run. With ``TRITON_INTERPRET=1`` set before this
+package is imported, Triton's interpreter runs them on the CPU, for tests.
 """
 
 import importlib
 import os
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dispatch
-from .torch_api import is_exporting
+from .dispatch import Implementation, is_exporting
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'yes', 'on', 'y')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LOWEST = -3.4e38  # starts a running maximum; its difference with -inf is no NaN
-MAX_OFFSET = 2**31 - 1  # of an element inside one image: such offsets are 32-bit integers
-_ELSEWHERE = 'runs on CUDA devices only'
+LOWEST = -3.4e38  # start of a running maximum; unlike -inf, -inf minus it is not NaN
+MAX_OFFSET = 2**31 - 1  # of an element within one image: such offsets are 32-bit integers
+_CUDA_ONLY = 'runs on CUDA devices only'
 _is_torch_export = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.7
-_MODULES = {
-    'key_only_attention': 'key_only_triton',
-    'learned_query_attention': 'learned_query_triton',
-    'local_shift_attention': 'shifted_triton',
-}
 
 
 def _why_unavailable() -> str | None:
@@ -44,32 +39,32 @@ def _why_unavailable() -> str | None:
 UNAVAILABLE = _why_unavailable()
 
 
-def register_kernels() -> None:
-    """Registers each op's Triton implementation ahead of the others, or why there is none."""
-    for op, module in _MODULES.items():
-        if UNAVAILABLE is None:
-            kernels = importlib.import_module(f'.{module}', __package__)
-            tests = {name: getattr(kernels, name) for name in ('can_run', 'pays')}
-            dispatch.register(op, 'triton', kernels.run, **tests, first=True)
-        else:
-            dispatch.register(op, 'triton', _never_run, _unavailable, first=True)
-
-
-def _never_run(*args: object) -> Tensor:
-    raise RuntimeError(UNAVAILABLE)
-
-
-def _unavailable(*args: object) -> str | None:
+def _unavailable(inputs: Any) -> str | None:
     return UNAVAILABLE
 
 
-def cannot_take(x: Tensor, *others: Tensor | None) -> str | None:
-    """Why kernels cannot read ``x``, the largest input, or one of the others; else ``None``."""
+def triton_implementation(module: str) -> Implementation:
+    """The implementation 'triton' of an op.
+
+    Args:
+        module: full name of the module with the kernels, which has ``run``, ``reason_not_to_run``
+            and ``reason_not_to_prefer``; it is imported only where Triton can be used.
+    """
+    if UNAVAILABLE is not None:
+        never_called = _unavailable
+        return Implementation('triton', never_called, reason_not_to_run=_unavailable)
+    kernels = importlib.import_module(module)
+    tests = kernels.reason_not_to_run, kernels.reason_not_to_prefer
+    return Implementation('triton', kernels.run, *tests)
+
+
+def unsupported(x: Tensor, *others: Tensor) -> str | None:
+    """Why kernels cannot read ``x``, the largest input, or one of the others, or ``None``."""
     if x.device.type != 'cuda' and not INTERPRETED:
-        return _ELSEWHERE
+        return _CUDA_ONLY
     if is_exporting() or _is_torch_export():
-        return 'a recording takes operators of PyTorch alone'
-    tensors = [x, *(t for t in others if t is not None)]
+        return 'an exported program may contain only operators of PyTorch'
+    tensors = [x, *others]
     if any(t.dtype not in DTYPES for t in tensors):
         return 'takes float32, bfloat16 and float16'
     if any(t.device != x.device for t in tensors):
@@ -80,17 +75,19 @@ def cannot_take(x: Tensor, *others: Tensor | None) -> str | None:
 
 
 def only_interpreted(x: Tensor) -> str | None:
-    """A reason against kernels that only Triton's interpreter could run, else ``None``."""
+    """Why not to prefer kernels that only Triton's interpreter could run, or ``None``."""
     if x.device.type == 'cuda':
         return None
-    return "Triton's interpreter is for tests" if INTERPRETED else _ELSEWHERE
-
-
-def next_power_of_2(n: int) -> int:
-    """The smallest power of two that is not below ``n``."""
-    return 1 << (n - 1).bit_length()
+    return "Triton's interpreter is for tests" if INTERPRETED else _CUDA_ONLY
 
 
 def device_of(x: Tensor) -> AbstractContextManager:
     """Context for a launch: Triton launches on the current device, not on that of its arguments."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def save_inputs(ctx: Any, inputs: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
+    """Keeps an operator's inputs for its backward pass, and its outputs if they are several."""
+    tensors = [t for t in inputs if isinstance(t, Tensor)]
+    ctx.save_for_backward(*tensors, *(output if isinstance(output, tuple) else ()))
+    ctx.settings = inputs[len(tensors) :]

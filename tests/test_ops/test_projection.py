@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvitattn.ops.projection import project_in, project_out
+from mmvitattn.ops.learned_query.convolution import project_in, project_out
 
 
 def make_arguments(batch=2, height=3, width=5, in_channels=4, out_channels=6):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mmvitattn.layers.shifted import CIFAR_SHIFTS
-from mmvitattn.ops.translation import translate
+from mmvitattn.ops.shifted.shifts import translate
 
 
 @pytest.mark.parametrize('size', [(7, 6), (3, 5), (8, 3)])

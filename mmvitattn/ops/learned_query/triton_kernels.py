@@ -1,7 +1,7 @@
-"""Triton kernels of learned-query attention; :mod:`.learned_query_triton` launches them.
+"""Triton kernels of learned-query attention; :mod:`.triton` launches them.
 
 A program handles P = ``TILE_Y`` x ``TILE_X`` positions and ``BLOCK_H`` heads of one image. Scores,
-weights and their products with the values exist in registers alone: blocks (P, ``BLOCK_Q``,
+weights and their products with the values exist only in registers: blocks (P, ``BLOCK_Q``,
 ``BLOCK_H``) of scores, (P, ``BLOCK_H``, ``BLOCK_D``) of values.
 
 All tensors are contiguous: scores (B, H, W, q, h), values (B, H, W, h, d), position bias and
@@ -12,7 +12,7 @@ Offsets inside one image are 32-bit, those of images 64-bit.
 import triton
 import triton.language as tl
 
-from .triton_support import LOWEST
+from ..triton_support import LOWEST
 
 _LOWEST = tl.constexpr(LOWEST)
 # No kernels of their own for sizes that 16 divides: alignment follows from the channels.

@@ -1,70 +1,61 @@
 """Learned-query attention as a ratio of depth-wise convolutions, for CPUs.
 
-With ``e = exp(s - max s)``, the maximum over the image for each query and head, the weighted sum
-over a window is a ratio of two sums that slide over the map: of ``e v`` with the kernel
+With ``e = exp(s - max s)``, where the maximum is over the image for each query and head, the
+weighted mean over a window is a ratio of two sliding sums: of ``e v`` with the kernel
 ``exp(bias) scale``, and of ``e`` with ``exp(bias)``. Both are depth-wise convolutions, for which
-PyTorch has its fastest code. Unlike the window's own maximum, the image's may be so far above a
-window's scores that all their exponentials vanish: the spread of the scores is checked first.
+PyTorch has its fastest code. The maximum of the image may exceed the scores of a window by so much
+that all their exponentials vanish, so the spread of the scores is checked first.
 
-Maps are channels-first here: a weight meets the d values of its head without breaking the innermost
-axis into pieces of d numbers, and the convolutions are fastest.
+Maps are channels-first here: a weight is then multiplied by the d values of its head without
+splitting the innermost axis into pieces of d numbers, and the convolutions are fastest. A matrix
+product reads and writes either layout at the same speed, so :func:`project_in` and
+:func:`project_out` change it at no cost; a separate transposition takes as long as the product.
 
-Shapes: B batch, H W grid, h heads, d channels of a head, k window side, q learned queries, n = q h
-(d + 1) channels of the convolved maps: ``e v`` and, as the last channel of each head, ``e``.
+Shapes: B batch, H W grid, C channels, h heads, d channels of a head, k window side, q learned
+queries, n = q h (d + 1) channels of the convolved maps: ``e v`` and, as the last channel of each
+head, ``e``.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
-from .depthwise import correlate
-from .learned_query_loop import full_tables
-from .torch_api import is_compiling, is_exporting
+from ..depthwise import correlate
+from ..dispatch import is_compiling, is_exporting
+
+if TYPE_CHECKING:
+    from . import LearnedQueryInputs
 
 MAX_SPREAD = 60.0  # exp(-60) = 9e-27: products of two such numbers are still normal in float32
-IN_WORK = 1 << 20  # numbers of the convolved maps in work at once: 4 MiB, which caches hold
+BATCH_ELEMENTS = 1 << 20  # of the maps that are convolved at once: 4 MiB, which caches hold
 MAX_PADDING = 5  # positions; oneDNN has no fast convolution for more (it depends on the registers)
 
 
-def can_run(
-    scores: Tensor,
-    values: Tensor,
-    position_bias: Tensor | None,
-    attention_scale: Tensor | None,
-    kernel_size: int,
-    stride: int,
-) -> str | None:
-    """Why the convolutions cannot take this input, or ``None``; arguments as of the op."""
+def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
+    """Why the convolutions cannot take this input, or ``None``."""
+    scores, bias = inputs.scores, inputs.bias
     if scores.device.type != 'cpu':
-        return 'the check of the scores would have to wait for the device'
+        return 'checking the spread of the scores would have to wait for the device'
     if is_compiling() or is_exporting():
-        return 'the check of the scores would break the graph'
-    if values.dtype != scores.dtype:
-        return 'it runs in full precision alone'
+        return 'checking the spread of the scores would break the graph'
+    if inputs.values.dtype != scores.dtype:
+        return 'it needs full precision'
     if scores.numel() == 0:
-        return 'there is nothing to convolve'
+        return 'the input is empty'
     with torch.no_grad():
-        spread = (scores.amax((1, 2)) - scores.amin((1, 2))).max()
-        if position_bias is not None:
-            spread = spread + (position_bias.max() - position_bias.min())
-    if not spread.item() <= MAX_SPREAD:  # also where it is NaN
+        spread = (scores.amax((1, 2)) - scores.amin((1, 2))).max() + (bias.max() - bias.min())
+    if not spread.item() <= MAX_SPREAD:  # also if it is NaN
         return f'the scores of an image spread over more than {MAX_SPREAD:g}'
     return None
 
 
-def convolution(
-    scores: Tensor,
-    values: Tensor,
-    position_bias: Tensor | None,
-    attention_scale: Tensor | None,
-    kernel_size: int,
-    stride: int,
-) -> Tensor:
-    """See :func:`mmvitattn.ops.learned_query_attention`; for inputs that :func:`can_run` admits."""
-    bias, scale = full_tables(scores, position_bias, attention_scale, kernel_size)
+def run(inputs: 'LearnedQueryInputs') -> Tensor:
+    """See :func:`mmvitattn.ops.learned_query_attention`."""
+    scores, values, bias, scale, _, stride = inputs
     maps = (x.permute(0, 3, 4, 1, 2).contiguous() for x in (scores, values))
     return _RatioOfConvolutions.apply(*maps, bias, scale, stride).permute(0, 3, 4, 1, 2)
 
@@ -72,14 +63,15 @@ def convolution(
 class _RatioOfConvolutions(torch.autograd.Function):
     """Maps scores (B, q, h, H, W) and values (B, h, d, H, W) to outputs (B, h, d, H', W').
 
-    Goes by one or a few images, so that what is in work stays small and close; keeps no large map.
-    The backward computes the convolutions again. Their gradients are convolutions as well: for the
-    input, of the gradient with the flipped kernel; for the kernel, of the input with the gradient.
+    Processes one or a few images at a time, so that intermediate maps stay in the cache, and saves
+    only its inputs. The backward pass recomputes the convolutions. Their gradients are convolutions
+    as well: for the input, of the gradient with the flipped kernel; for the kernel, of the input
+    with the gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, stride: int
+        ctx: Any, scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, stride: int
     ) -> Tensor:
         kernel = _kernel(bias, scale, values.shape[2])
         grid = (-(-size // stride) for size in scores.shape[3:])
@@ -93,8 +85,8 @@ class _RatioOfConvolutions(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients through those of numerator N, g / D, and denominator D, - sum(g N / D) / D."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """For output N / D and its gradient g: dN = g / D and dD = -sum(g N / D) / D."""
         scores, values, bias, scale = ctx.saved_tensors
         kernel = _kernel(bias, scale, values.shape[2])
         grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
@@ -113,8 +105,8 @@ class _RatioOfConvolutions(torch.autograd.Function):
 
 
 def _by_images(kernel: Tensor, e: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of as many images as may be in work at once."""
-    images = max(1, IN_WORK // (len(kernel) * e.shape[3] * e.shape[4]))
+    """Splits the maps into batches of as many images as are processed at once."""
+    images = max(1, BATCH_ELEMENTS // (len(kernel) * e.shape[3] * e.shape[4]))
     return zip(*(x.split(images) for x in (e, *maps)), strict=True)
 
 
@@ -124,7 +116,7 @@ def _exponentials(scores: Tensor) -> Tensor:
 
 
 def _kernel(bias: Tensor, scale: Tensor, dim: int) -> Tensor:
-    """Kernel (n, 1, k, k) of both sums; the softmax does not mind that it is scaled."""
+    """Kernel (n, 1, k, k) of both sums, up to a factor that cancels in their ratio."""
     exponentials = (bias - bias.max()).exp_()
     numerator = (exponentials * scale)[..., None].expand(*bias.shape, dim)
     kernel = torch.cat([numerator, exponentials[..., None]], dim=-1).flatten(1)  # (k*k, n)
@@ -157,7 +149,7 @@ def _sum_over_queries(x: Tensor, factors: Tensor, output: Tensor) -> None:
 
 
 def _grad_of_sums(sums: Tensor, grad: Tensor, e: Tensor, stride: int) -> Tensor:
-    """Gradient of both sums, (B, q, h, d + 1, H, W), zero where a stride leaves positions out."""
+    """Gradient of both sums, (B, q, h, d + 1, H, W), zero at positions that the stride skips."""
     shape = (*sums.shape[:4], *e.shape[3:])
     full = sums.new_zeros(shape) if stride > 1 else torch.empty_like(sums)
     result, factor = full[..., ::stride, ::stride], sums[:, :, :, -1:].reciprocal()
@@ -173,3 +165,72 @@ def _grad_of_tables(grad_kernel: Tensor, bias: Tensor, scale: Tensor) -> tuple[T
     exponentials = (bias - bias.max()).exp_()
     grad_scale = grads[..., :-1].sum(-1) * exponentials
     return grad_scale * scale + grads[..., -1] * exponentials, grad_scale
+
+
+def project_in(x: Tensor, weight: Tensor) -> Tensor:
+    """Linear map whose output is channels-first in memory on CPUs.
+
+    Args:
+        x: (B, H, W, C), contiguous.
+        weight: (C', C).
+
+    Returns:
+        (B, H, W, C').
+    """
+    if not _changes_layout(x, weight):
+        return F.linear(x, weight)
+    maps = _Project.apply(x.flatten(1, 2), weight, True)
+    return maps.unflatten(2, x.shape[1:3]).permute(0, 2, 3, 1)
+
+
+def project_out(x: Tensor, weight: Tensor) -> Tensor:
+    """Linear map back to a contiguous output, of an input that is channels-first in memory on CPUs.
+
+    Args:
+        x: (B, H, W, C).
+        weight: (C', C).
+
+    Returns:
+        (B, H, W, C'), contiguous.
+    """
+    if not _changes_layout(x, weight):
+        return F.linear(x, weight)
+    y = _Project.apply(x.permute(0, 3, 1, 2).flatten(2), weight, False)
+    return y.unflatten(1, x.shape[1:3])
+
+
+def _changes_layout(x: Tensor, weight: Tensor) -> bool:
+    eager = not (is_compiling() or is_exporting())
+    return (
+        eager
+        and x.device.type == 'cpu'
+        and x.dtype == weight.dtype
+        and not torch.is_autocast_cpu_enabled()
+    )
+
+
+class _Project(torch.autograd.Function):
+    """Linear map from (B, N, C) to (B, C', N) if ``inward``, else from (B, C, N) to (B, N, C')."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, inward: bool) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.inward = inward
+        return _product(x, weight, inward)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (grad_x, grad_weight, _) = ctx.saved_tensors, ctx.needs_input_grad
+        a, b = (grad, x) if ctx.inward else (grad.mT, x.mT)
+        return (
+            _product(grad, weight.T, not ctx.inward) if grad_x else None,
+            (a @ b).sum(0) if grad_weight else None,
+            None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, inward: bool) -> Tensor:
+    if inward:
+        return weight.expand(len(x), -1, -1) @ x.mT
+    return x.mT @ weight.T.expand(len(x), -1, -1)

@@ -1,11 +1,8 @@
-"""Tests of the Triton kernels, which test_triton.py runs in a process of their own.
+"""The Triton kernels against the reference: on a CUDA device, or in Triton's interpreter.
 
-Whether Triton interprets a kernel is settled when the kernel is defined, hence the process:
-TRITON_INTERPRET=1 for MMVITATTN_TEST_DEVICE=cpu, and without it for cuda.
+Whether Triton interprets a kernel is decided when the kernel is defined. ``make test`` therefore
+runs this file a second time, with TRITON_INTERPRET=1.
 """
-
-import itertools
-import os
 
 import pytest
 import torch
@@ -13,37 +10,42 @@ import torch
 from mmvitattn.ops import (
     force,
     key_only_attention,
-    key_only_triton,
     learned_query_attention,
-    learned_query_triton,
     local_shift_attention,
     reference,
-    shifted_triton,
+    triton_support,
 )
 
-DEVICE = os.environ['MMVITATTN_TEST_DEVICE']
+if triton_support.UNAVAILABLE is None:
+    from mmvitattn.ops.key_only import triton as key_only_triton
+    from mmvitattn.ops.learned_query import triton as learned_query_triton
+    from mmvitattn.ops.shifted import triton as shifted_triton
+
+DEVICE = 'cuda' if torch.cuda.is_available() and not triton_support.INTERPRETED else 'cpu'
+pytestmark = pytest.mark.skipif(
+    triton_support.UNAVAILABLE is not None or DEVICE == 'cpu' and not triton_support.INTERPRETED,
+    reason=triton_support.UNAVAILABLE or 'needs a CUDA device, or TRITON_INTERPRET=1',
+)
 on_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='too large for the interpreter')
-SEEDS = itertools.count()
-MODULES = (learned_query_triton, key_only_triton, shifted_triton)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks in small inputs."""
-    for module in MODULES:
+    for module in (learned_query_triton, key_only_triton, shifted_triton):
         monkeypatch.setattr(module, 'BLOCK_ELEMENTS', 256)
     monkeypatch.setattr(key_only_triton, 'NUM_PROGRAMS', 8)  # several steps of each
 
 
 @pytest.fixture(autouse=True)
 def kernels():
+    torch.manual_seed(0)
     with force('triton'):
         yield
 
 
 def randn(*shape, scale=1.0):
-    generator = torch.Generator().manual_seed(next(SEEDS))
-    return scale * torch.randn(*shape, generator=generator)
+    return scale * torch.randn(*shape)
 
 
 def window_arguments(size, kernel_size, heads, dim, queries, bias=True, scale='offsets', batch=1):
@@ -341,7 +343,7 @@ class ForExport(torch.nn.Module):
 @pytest.mark.skipif(not hasattr(torch.compiler, 'is_exporting'), reason='needs PyTorch 2.7')
 def test_is_no_part_of_an_exported_program():
     arguments = tuple(t.to(DEVICE) for t in window_arguments((4, 5), 3, 2, 4, 2)[:2])
-    with pytest.raises(ValueError, match='a recording'):
+    with pytest.raises(ValueError, match='an exported program'):
         torch.export.export(ForExport(), arguments)
 
 

@@ -1,30 +1,33 @@
 """Pooling of each patch's shifted variants, on the GPU.
 
 Forward, a program pools a block of patches for one head, with a running maximum over the variants:
-the weights exist in registers alone. The backward writes the weights and the gradients of the
-scores, T numbers each for a patch and head, from which a second kernel makes that of the variants.
+the weights exist only in registers. The backward pass writes the weights and the gradients of the
+scores, T numbers each for a patch and head; a second kernel computes the gradient of the variants
+from them.
 
-Shapes as in :mod:`.shifted`.
+Shapes as in :mod:`mmvitattn.ops.shifted`.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from .reference import Affine
-from .shifted import folded
-from .triton_support import (
+from ..triton_support import (
     LOWEST,
     MAX_OFFSET,
-    cannot_take,
     device_of,
-    next_power_of_2,
     only_interpreted,
+    save_inputs,
+    unsupported,
 )
+from . import folded
+
+if TYPE_CHECKING:
+    from . import LocalShiftInputs
 
 BLOCK_ELEMENTS = 2048  # of one variant in one program
 MAX_CHANNELS = 2048
@@ -32,9 +35,10 @@ MAX_VARIANTS = 64
 _LOWEST = tl.constexpr(LOWEST)
 
 
-def can_run(x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int) -> str | None:
-    """Why the kernels cannot take this input, or ``None``; arguments as of the op."""
-    reason = cannot_take(x)
+def reason_not_to_run(inputs: 'LocalShiftInputs') -> str | None:
+    """Why the kernels cannot take this input, or ``None``."""
+    x = inputs.x
+    reason = unsupported(x)
     if reason is not None:
         return reason
     if x.shape[-1] > MAX_CHANNELS or len(x) > MAX_VARIANTS:
@@ -44,14 +48,14 @@ def can_run(x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int
     return None
 
 
-def pays(x: Tensor, *settings: Affine | int) -> str | None:
-    """Why another implementation is better, or ``None``."""
-    return only_interpreted(x)
+def reason_not_to_prefer(inputs: 'LocalShiftInputs') -> str | None:
+    """Why another implementation is faster, or ``None``."""
+    return only_interpreted(inputs.x)
 
 
-def run(x: Tensor, query: Affine, key: Affine, value: Affine, num_heads: int) -> Tensor:
-    """See :func:`mmvitattn.ops.local_shift_attention`; for inputs that :func:`can_run` admits."""
-    return folded(x, query, key, value, num_heads, pool_variants)
+def run(inputs: 'LocalShiftInputs') -> Tensor:
+    """See :func:`mmvitattn.ops.local_shift_attention`."""
+    return folded.run(inputs, pool_variants)
 
 
 def pool_variants(x: Tensor, queries: Tensor) -> Tensor:
@@ -165,7 +169,7 @@ def _differentiate_variants(
 
 def _settings(x: Tensor, queries: Tensor) -> dict[str, int]:
     """The kernels' compile-time arguments."""
-    block_c = next_power_of_2(x.shape[2])
+    block_c = triton.next_power_of_2(x.shape[2])
     return dict(
         **dict(VARIANTS=len(x), HEADS=len(queries), CHANNELS=x.shape[2]),
         **dict(BLOCK_N=BLOCK_ELEMENTS // block_c, BLOCK_C=block_c),
@@ -205,7 +209,7 @@ def _pool_variants_backward(grad: Tensor, x: Tensor, queries: Tensor) -> tuple[T
         _differentiate_queries[(blocks * len(queries),)](
             *(grad, x, queries, grad_queries, weights, grad_scores, count),
             **settings,
-            BLOCK_T=next_power_of_2(len(x)),
+            BLOCK_T=triton.next_power_of_2(len(x)),
         )
         _differentiate_variants[(blocks * len(x),)](
             grad, queries, weights, grad_scores, grad_x, count, **settings
@@ -218,12 +222,8 @@ def _(grad: Tensor, x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), queries.new_empty(queries.shape)
 
 
-def _keep(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.mmvitattn.pool_variants_backward(grad, *ctx.saved_tensors)
 
 
-_pool_variants.register_autograd(_backward, setup_context=_keep)
+_pool_variants.register_autograd(_backward, setup_context=save_inputs)

@@ -4,35 +4,42 @@ Shapes: B batch, H W grid, C channels, k window side, q learned queries, h heads
 head. A prime marks the grid of the output: H' = ceil(H / stride).
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
-from .learned_query_conv import can_run as conv_can_run
-from .learned_query_conv import convolution
-from .learned_query_loop import can_run as loop_can_run
-from .learned_query_loop import (
-    full_tables,
-    offset_loop,
-    softmax_terms,
-    softmax_weights,
-    window_offsets,
-)
-from .learned_query_stack import window_stack
-from .precision import precise_dtype, without_autocast
-from .projection import project_in
+from .. import dispatch, reference
+from ..dispatch import Implementation, precise_dtype, without_autocast
+from ..triton_support import triton_implementation
+from . import convolution, offset_loop, window_stack
+from .convolution import project_in
 
 NORM_EPS = 1e-6  # added to the queries' norm, as in the official release
+
+
+class LearnedQueryInputs(NamedTuple):
+    """Arguments of :func:`learned_query_attention` as its implementations take them.
+
+    All but the values are in the precision of the computation.
+    """
+
+    scores: Tensor  # (B, H, W, q, h)
+    values: Tensor  # (B, H, W, h, d)
+    bias: Tensor  # (k*k, q, h): zeros if there is none
+    scale: Tensor  # (k*k, q, h): ones if there is none
+    kernel_size: int
+    stride: int
 
 
 def learned_query_scores(
     x: Tensor, query: Tensor, key_weight: Tensor, normalize: bool = True
 ) -> Tensor:
-    """Products of the learned queries with the keys, which are never built.
+    """Products of the learned queries with the keys, without computing the keys.
 
     All positions share the queries, so ``query Wk^T`` is folded into one (C, q*h) map first (QnA
     paper, section 4.2). Computed in float32 (or the input's precision if higher), also under
-    autocast: half-precision scores would overflow, and round away what the softmax needs.
+    autocast: half-precision scores could overflow or lose the digits that the softmax needs.
 
     Args:
         x: input, (B, H, W, C).
@@ -81,32 +88,28 @@ def learned_query_attention(
     """Attends from learned queries to the k x k window around each output position.
 
     For each query and head, with j over the positions of the window that lie inside the image,
-    ``o = sum_j softmax_j(scores + position_bias)_j attention_scale_j values_j``; the scale is no
-    part of the softmax. The results of the q queries are summed (QnA paper, section 4; the scale is
-    the official release's). Exact for scores of any size: only a window's own maximum is
-    subtracted. The arithmetic is in float32 (or higher, if the input is), also under autocast.
+    ``o = sum_j softmax_j(scores + position_bias)_j attention_scale_j values_j``; the scale is not
+    part of the softmax. The results of the q queries are summed (QnA paper, section 4; the scale
+    comes from the official release). Exact for scores of any magnitude. Computed in float32 (or the
+    input's precision if higher), also under autocast.
 
     Args:
         scores: query-key products, (B, H, W, q, h), e.g. of :func:`learned_query_scores`.
         values: values, (B, H, W, h, d).
         position_bias: (k*k, q, h), window offsets row by row, or None.
-        attention_scale: (k*k, q, h), or (1, q, h) for all offsets alike, or None.
+        attention_scale: (k*k, q, h), or (1, q, h) if all offsets share it, or None.
         kernel_size: odd side k of the window, in positions; may exceed the image.
-        stride: distance of neighbouring windows, in positions.
+        stride: distance between neighbouring windows, in positions.
 
     Returns:
         Output, (B, H', W', h, d), in the values' dtype.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or for an even window.
+        ValueError: if the shapes do not match, or for an even window.
     """
-    _check(scores, values, position_bias, attention_scale, kernel_size, stride)
     with without_autocast(scores):
-        precise = precise_dtype(scores, values)
-        tables = (t if t is None else t.to(precise) for t in (position_bias, attention_scale))
-        args = (scores.to(precise), values, *tables, kernel_size, stride)
-        output = dispatch.choose('learned_query_attention', *args)(*args)
-    return output.to(values.dtype)
+        inputs = _inputs(scores, values, position_bias, attention_scale, kernel_size, stride)
+        return dispatch.run('learned_query_attention', inputs).to(values.dtype)
 
 
 def window_weights(
@@ -126,39 +129,29 @@ def window_weights(
         position_bias: (k*k, q, h), or None.
         attention_scale: (k*k, q, h) or (1, q, h), or None.
         kernel_size: odd side k of the window, in positions.
-        stride: distance of neighbouring windows, in positions.
+        stride: distance between neighbouring windows, in positions.
 
     Returns:
         Factors, (B, H', W', k*k, h), window offsets row by row; zero outside the image.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or for an even window.
+        ValueError: if the shapes do not match, or for an even window.
     """
-    shape_of_values = scores.transpose(3, 4)
-    _check(scores, shape_of_values, position_bias, attention_scale, kernel_size, stride)
     with without_autocast(scores):
-        scores = scores.to(precise_dtype(scores))
-        bias, scale = full_tables(scores, position_bias, attention_scale, kernel_size)
-        bias, scale = bias[..., None, None], scale[..., None, None]
-        scores = scores.permute(0, 3, 4, 1, 2)
-        offsets = window_offsets(*scores.shape[3:], kernel_size, stride)
-        largest, norm = softmax_terms(scores, bias, offsets, stride)
-        batch, _, heads, *grid = largest.shape
-        factors = scores.new_zeros(batch, kernel_size**2, heads, *grid)
-        for j, outputs, inputs in offsets:
-            weights = softmax_weights(scores[inputs], bias[j], largest[outputs], norm[outputs])
-            factors[:, j][outputs] = (weights * scale[j]).sum(dim=1)
-    return factors.permute(0, 3, 4, 1, 2)
+        values = scores.transpose(3, 4)  # only its shape is used
+        inputs = _inputs(scores, values, position_bias, attention_scale, kernel_size, stride)
+        return window_stack.window_weights(inputs).movedim(0, 3)
 
 
-def _check(
+def _inputs(
     scores: Tensor,
     values: Tensor,
     position_bias: Tensor | None,
     attention_scale: Tensor | None,
     kernel_size: int,
     stride: int,
-) -> None:
+) -> LearnedQueryInputs:
+    """Checks the arguments of :func:`learned_query_attention`, completes and converts them."""
     name = 'learned_query_attention'
     if kernel_size < 1 or kernel_size % 2 == 0 or stride < 1:
         raise ValueError(
@@ -181,13 +174,29 @@ def _check(
             f'{name}: attention_scale must be {full} or {uniform}, '
             f'got {tuple(attention_scale.shape)}'
         )
+    dtype = precise_dtype(scores, values)
+    bias = scores.new_zeros(full) if position_bias is None else position_bias
+    scale = scores.new_ones(full) if attention_scale is None else attention_scale
+    scale = scale if scale.shape == full else scale.expand(full)
+    return LearnedQueryInputs(
+        scores.to(dtype), values, bias.to(dtype), scale.to(dtype), kernel_size, stride
+    )
 
 
-def _reference(scores: Tensor, values: Tensor, *settings: Tensor | None | int) -> Tensor:
-    return reference.learned_query_attention(scores, values.to(scores.dtype), *settings)
+def _reference(inputs: LearnedQueryInputs) -> Tensor:
+    return reference.learned_query_attention(
+        *inputs._replace(values=inputs.values.to(inputs.scores.dtype))
+    )
 
 
-dispatch.register('learned_query_attention', 'convolution', convolution, conv_can_run)
-dispatch.register('learned_query_attention', 'offset_loop', offset_loop, loop_can_run)
-dispatch.register('learned_query_attention', 'window_stack', window_stack)
-dispatch.register('learned_query_attention', 'reference', _reference)
+dispatch.register(
+    'learned_query_attention',
+    _inputs,
+    [
+        Implementation('convolution', convolution.run, convolution.reason_not_to_run),
+        triton_implementation(f'{__name__}.triton'),
+        Implementation('offset_loop', offset_loop.run, offset_loop.reason_not_to_run),
+        Implementation('window_stack', window_stack.run),
+        Implementation('reference', _reference),
+    ],
+)

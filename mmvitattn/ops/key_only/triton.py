@@ -1,60 +1,59 @@
-"""The mean over all positions with which key-only attention starts, on the GPU in one pass over x.
+"""The saliency-weighted means of key-only attention on the GPU, in one pass over x.
 
-Programs take parts of the positions, with a running maximum; a second kernel combines the parts.
-The backward is one pass again. Positions are not compared with each other anywhere, and the head
-that a program handles is its own: heads share what they read through the cache.
+Each program handles one head and a part of the positions, with a running maximum; a second kernel
+combines the parts. The backward pass is one pass over x as well.
 
-Shapes as in :mod:`.key_only`.
+Shapes as in :mod:`mmvitattn.ops.key_only`.
 """
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from .key_only import folded, folding_pays
-from .reference import Affine
-from .triton_support import (
+from ..triton_support import (
     LOWEST,
     MAX_OFFSET,
-    cannot_take,
     device_of,
-    next_power_of_2,
     only_interpreted,
+    save_inputs,
+    unsupported,
 )
+from . import folded
+
+if TYPE_CHECKING:
+    from . import KeyOnlyInputs
 
 BLOCK_ELEMENTS = 4096  # of x in one step of a program
 MAX_CHANNELS = 4096
 MAX_PARTS = 64  # of the positions of one image
-NUM_PROGRAMS = 1024  # that fill a large GPU
+NUM_PROGRAMS = 1024  # enough to fill a large GPU
 _LOWEST = tl.constexpr(LOWEST)
 
 
-def can_run(x: Tensor, saliency: Tensor, *affines: Affine) -> str | None:
-    """Why the kernels cannot take this input, or ``None``; arguments as of the op."""
-    reason = cannot_take(x)
+def reason_not_to_run(inputs: 'KeyOnlyInputs') -> str | None:
+    """Why the kernels cannot take this input, or ``None``."""
+    reason = unsupported(inputs.x)
     if reason is not None:
         return reason
-    if x.shape[2] > MAX_CHANNELS:
+    if inputs.x.shape[2] > MAX_CHANNELS:
         return f'more than {MAX_CHANNELS} channels'
-    if math.prod(x.shape[1:]) > MAX_OFFSET:
+    if math.prod(inputs.x.shape[1:]) > MAX_OFFSET:
         return 'one image has more than 2^31 elements'
     return None
 
 
-def pays(x: Tensor, *settings: Tensor | Affine) -> str | None:
-    """Why another implementation is better, or ``None``."""
-    return only_interpreted(x) or folding_pays(x, *settings)
+def reason_not_to_prefer(inputs: 'KeyOnlyInputs') -> str | None:
+    """Why another implementation is faster, or ``None``."""
+    return only_interpreted(inputs.x) or folded.reason_not_to_prefer(inputs)
 
 
-def run(
-    x: Tensor, saliency: Tensor, key: Affine, value: Affine, gate: Affine, out: Affine
-) -> Tensor:
-    """See :func:`mmvitattn.ops.key_only_attention`; for inputs that :func:`can_run` admits."""
-    return folded(x, saliency, key, value, gate, out, saliency_means)
+def run(inputs: 'KeyOnlyInputs') -> Tensor:
+    """See :func:`mmvitattn.ops.key_only_attention`."""
+    return folded.run(inputs, saliency_means)
 
 
 def saliency_means(x: Tensor, vectors: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ def _differentiate(
     grad, x, vectors, means, maxima, norms, grad_x, vector_shares, count, blocks,
     HEADS: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradient for a block of positions, and its share in that of each vector.
+    """Gradient of a block of positions, and its contribution to that of each vector.
 
     With weight a of a position and t = <grad, x>, that of its score is a (t - <grad, mean>).
     """
@@ -179,7 +178,7 @@ def _differentiate(
 def _saliency_means(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, vectors = x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = next_power_of_2(channels)
+    block_c = triton.next_power_of_2(channels)
     block_n = BLOCK_ELEMENTS // block_c
     blocks = -(-count // block_n)
     steps = -(-blocks // min(MAX_PARTS, blocks, -(-NUM_PROGRAMS // (batch * heads))))
@@ -198,7 +197,7 @@ def _saliency_means(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]
         _combine_parts[(batch * heads,)](
             *(part_sums, part_maxima, part_norms, means, maxima, norms, parts),
             **shape,
-            BLOCK_P=next_power_of_2(parts),
+            BLOCK_P=triton.next_power_of_2(parts),
         )
     return means, maxima, norms
 
@@ -224,7 +223,7 @@ def _saliency_means_backward(
 ) -> tuple[Tensor, Tensor]:
     grad, x, vectors = grad.contiguous(), x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = next_power_of_2(channels)
+    block_c = triton.next_power_of_2(channels)
     block_n = BLOCK_ELEMENTS // block_c
     blocks = -(-count // block_n)
     grad_x = torch.empty_like(x)
@@ -242,12 +241,8 @@ def _(grad: Tensor, x: Tensor, vectors: Tensor, *statistics: Tensor) -> tuple[Te
     return x.new_empty(x.shape), vectors.new_empty(vectors.shape)
 
 
-def _keep(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-
-
-def _backward(ctx: FunctionCtx, grad: Tensor, *unused: Tensor | None) -> tuple[Tensor, Tensor]:
+def _backward(ctx: Any, grad: Tensor, *unused: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.ops.mmvitattn.saliency_means_backward(grad, *ctx.saved_tensors)
 
 
-_saliency_means.register_autograd(_backward, setup_context=_keep)
+_saliency_means.register_autograd(_backward, setup_context=save_inputs)

@@ -1,22 +1,27 @@
 """Learned-query attention on the GPU: one kernel forward, two backward.
 
-Forward, each program reads the scores and values of its windows from cache and writes its output;
-nothing else exists. Backward, a first kernel measures the windows (three maps of the scores' size),
-a second gathers the gradients of each position from the windows that read it: without atomics, so
-that results are the same in every run. Bias and scale are reduced over the tiles' shares.
+Forward, each program reads the scores and values of its windows from the cache and writes only its
+output. Backward, a first kernel computes statistics of the windows (three maps of the scores'
+size), a second gathers the gradient of each position from the windows that read it: without
+atomics, so that results are the same in every run. Gradients of bias and scale are summed over
+tiles afterwards.
 
-Shapes as in :mod:`.learned_query`.
+Shapes as in :mod:`mmvitattn.ops.learned_query`.
 """
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+import triton
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from . import learned_query_kernels as kernels
-from .learned_query_loop import full_tables
-from .triton_support import MAX_OFFSET, cannot_take, device_of, next_power_of_2, only_interpreted
+from ..triton_support import MAX_OFFSET, device_of, only_interpreted, save_inputs, unsupported
+from . import triton_kernels as kernels
+
+if TYPE_CHECKING:
+    from . import LearnedQueryInputs
 
 BLOCK_ELEMENTS = 2048  # of values in one program
 NUM_WARPS = 4
@@ -25,16 +30,10 @@ MAX_QUERIES = 32
 _SCHEMA = '(Tensor scores, Tensor values, Tensor bias, Tensor scale, int kernel_size, int stride)'
 
 
-def can_run(
-    scores: Tensor,
-    values: Tensor,
-    position_bias: Tensor | None,
-    attention_scale: Tensor | None,
-    kernel_size: int,
-    stride: int,
-) -> str | None:
-    """Why the kernels cannot take this input, or ``None``; arguments as of the op."""
-    reason = cannot_take(values, scores, position_bias, attention_scale)
+def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
+    """Why the kernels cannot take this input, or ``None``."""
+    scores, values, bias, scale, *_ = inputs
+    reason = unsupported(values, scores, bias, scale)
     if reason is not None:
         return reason
     if values.shape[4] > MAX_DIM or scores.shape[3] > MAX_QUERIES:
@@ -44,30 +43,22 @@ def can_run(
     return None
 
 
-def pays(scores: Tensor, *settings: Tensor | None | int) -> str | None:
-    """Why another implementation is better, or ``None``."""
-    return only_interpreted(scores)
+def reason_not_to_prefer(inputs: 'LearnedQueryInputs') -> str | None:
+    """Why another implementation is faster, or ``None``."""
+    return only_interpreted(inputs.scores)
 
 
-def run(
-    scores: Tensor,
-    values: Tensor,
-    position_bias: Tensor | None,
-    attention_scale: Tensor | None,
-    kernel_size: int,
-    stride: int,
-) -> Tensor:
-    """See :func:`mmvitattn.ops.learned_query_attention`; for inputs that :func:`can_run` admits."""
-    tables = full_tables(scores, position_bias, attention_scale, kernel_size)
-    return torch.ops.mmvitattn.learned_query(scores, values, *tables, kernel_size, stride)
+def run(inputs: 'LearnedQueryInputs') -> Tensor:
+    """See :func:`mmvitattn.ops.learned_query_attention`."""
+    return torch.ops.mmvitattn.learned_query(*inputs)
 
 
 def _settings(scores: Tensor, values: Tensor, kernel_size: int, stride: int) -> dict[str, int]:
     """The kernels' compile-time arguments: a block has about ``BLOCK_ELEMENTS`` values."""
     queries, heads, dim = *scores.shape[3:], values.shape[4]
-    block_d, block_q = next_power_of_2(dim), next_power_of_2(queries)
-    # Heads that fill 64 channels, which makes whole cache lines, without a rest if possible.
-    block_h = min(next_power_of_2(heads), max(1, 64 // block_d))
+    block_d, block_q = triton.next_power_of_2(dim), triton.next_power_of_2(queries)
+    # Heads that fill 64 channels (whole cache lines), if possible without a partial block.
+    block_h = min(triton.next_power_of_2(heads), max(1, 64 // block_d))
     while block_h > 1 and heads % block_h and block_h * block_d > 32:
         block_h //= 2
     positions = max(1, BLOCK_ELEMENTS // (block_h * max(block_d, 2 * block_q)))
@@ -83,8 +74,8 @@ def _output_size(scores: Tensor, stride: int) -> tuple[int, int]:
     return -(-scores.shape[1] // stride), -(-scores.shape[2] // stride)
 
 
-def _grid(batch: int, size: tuple[int, int], settings: dict[str, int]) -> tuple[int, int]:
-    """Tiles, all images together, and programs for each (blocks of heads)."""
+def _grid(batch: int, size: Sequence[int], settings: dict[str, int]) -> tuple[int, int]:
+    """Number of tiles in all images, and of programs for each tile (blocks of heads)."""
     tiles = -(-size[0] // settings['TILE_Y']) * -(-size[1] // settings['TILE_X'])
     return batch * tiles, -(-settings['HEADS'] // settings['BLOCK_H'])
 
@@ -108,9 +99,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(
-    scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, kernel_size: int, stride: int
-) -> Tensor:
+def _(scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, k: int, stride: int) -> Tensor:
     return values.new_empty(len(values), *_output_size(scores, stride), *values.shape[3:])
 
 
@@ -119,17 +108,9 @@ def _(
     mutates_args=(),
     schema=f'(Tensor grad, {_SCHEMA[1:-1]}, bool tables) -> (Tensor, Tensor, Tensor, Tensor)',
 )
-def _differentiate(
-    grad: Tensor,
-    scores: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    kernel_size: int,
-    stride: int,
-    tables: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = tuple(t.contiguous() for t in (grad, scores, values, bias, scale))
+def _differentiate(*arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, kernel_size, stride, tables = arguments
+    inputs = [t.contiguous() for t in tensors]
     grad, scores, values, bias, _ = inputs
     settings = _settings(scores, values, kernel_size, stride)
     size = grad.shape[1:3]
@@ -153,31 +134,15 @@ def _differentiate(
 
 
 @_differentiate.register_fake
-def _(
-    grad: Tensor,
-    scores: Tensor,
-    values: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    kernel_size: int,
-    stride: int,
-    tables: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    shapes = (scores, values, bias, bias)
-    return tuple(t.new_empty(t.shape) for t in shapes)
+def _(grad: Tensor, scores: Tensor, values: Tensor, bias: Tensor, *others: Any) -> tuple:
+    return tuple(t.new_empty(t.shape) for t in (scores, values, bias, bias))
 
 
-def _keep_inputs(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.settings = inputs[4:]
-
-
-def _backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tables = any(ctx.needs_input_grad[2:4])
-    grads = torch.ops.mmvitattn.learned_query_backward(
-        grad, *ctx.saved_tensors, *ctx.settings, tables
-    )
+    inputs = (*ctx.saved_tensors, *ctx.settings)
+    grads = torch.ops.mmvitattn.learned_query_backward(grad, *inputs, tables)
     return *grads, None, None
 
 
-_attend.register_autograd(_backward, setup_context=_keep_inputs)
+_attend.register_autograd(_backward, setup_context=save_inputs)

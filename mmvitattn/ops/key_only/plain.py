@@ -1,0 +1,30 @@
+"""Key-only attention as four projections."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..dispatch import precise_dtype, without_autocast
+
+if TYPE_CHECKING:
+    from . import KeyOnlyInputs
+
+
+def run(inputs: 'KeyOnlyInputs') -> Tensor:
+    """See :func:`mmvitattn.ops.key_only_attention`."""
+    x, saliency, key, value, gate, out = inputs
+    keys = F.linear(x, *key)
+    with without_autocast(keys):
+        precise = keys.to(precise_dtype(keys)).unflatten(-1, saliency.shape)
+        weights = saliency_weights(precise, saliency)
+        context = torch.einsum('bhn,bnhd->bhd', weights, precise).flatten(1)
+    values = F.linear(x, *value) * context.to(keys.dtype)[:, None]
+    return F.linear(F.linear(values, *gate) + keys, *out)
+
+
+def saliency_weights(keys: Tensor, saliency: Tensor) -> Tensor:
+    """Weights (B, h, N) of keys (B, N, h, d) for saliency vectors (h, d)."""
+    scores = torch.einsum('bnhd,hd->bhn', keys, saliency.to(keys.dtype) * keys.shape[-1] ** -0.5)
+    return scores.softmax(dim=-1)
