@@ -1,9 +1,9 @@
 """mmvitattn: efficient-attention backbones for mmdet, mmsegmentation and mmpretrain.
 
-``mmvitattn.ops`` and ``mmvitattn.layers`` need PyTorch alone. The backbones
-(``mmvitattn.models``) and the tools need one of the two OpenMMLab stacks; importing this package
-then registers them. This module never raises ImportError: MMEngine would swallow it and report
-"not in the registry" instead.
+``mmvitattn.ops`` and ``mmvitattn.layers`` need only PyTorch. The backbones (``mmvitattn.models``)
+and the tools need one of the two OpenMMLab stacks; if one is installed, importing this package
+registers the backbones. This module never raises ImportError, which MMEngine would swallow and
+report as "not in the registry".
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ else:
 
 
 def __getattr__(name: str):
-    parts = ('models', 'registry', 'engine', 'converters', 'zoo')
+    parts = ('models', 'registry', 'checkpoint', 'converters', 'training', 'inference', 'zoo')
     if name in (*parts, 'build_backbone', 'list_backbones') and not has_mm_stack():
         raise AttributeError(f'mmvitattn.{name}: {MISSING_STACK}')
     raise AttributeError(f"module 'mmvitattn' has no attribute {name!r}")

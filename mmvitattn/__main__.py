@@ -10,17 +10,17 @@ import sys
 from pathlib import Path
 
 from mmvitattn import hub
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def find_tools() -> dict[str, Path]:
-    """The tools by name: those Python files that run as a script."""
+    """Finds the tools, Python files that run as a script, by name."""
     paths = sorted((hub.resources() / 'tools').rglob('*.py'))
     return {p.stem: p for p in paths if "__name__ == '__main__'" in p.read_text(encoding='utf-8')}
 
 
 def describe(tools: dict[str, Path]) -> str:
-    """One line for each tool: its name and the first line of its docstring."""
+    """Lists each tool with the first line of its docstring."""
     width = max(map(len, tools))
     lines = ['usage: mmvitattn TOOL ARGUMENTS', '']
     for name, path in tools.items():
@@ -30,7 +30,7 @@ def describe(tools: dict[str, Path]) -> str:
 
 
 def resolved(argument: str) -> str:
-    """The argument, or the path of the package's config that it names."""
+    """Returns the argument, or the path of the package's config that it names."""
     if not argument.endswith('.py') or Path(argument).exists():
         return argument
     name = argument.removeprefix('configs/').removesuffix('.py')
@@ -38,10 +38,10 @@ def resolved(argument: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the tool that the first argument names, with the others.
+    """Runs the tool that the first argument names with the other arguments.
 
     Args:
-        arguments: those of the command line by default, without the program's name.
+        arguments: command line without the program's name; by default that of this process.
 
     Raises:
         SystemExit: 2, with a message, for an unknown tool.

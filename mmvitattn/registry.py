@@ -23,19 +23,19 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmvitattn',
-    locations=['mmvitattn.engine.classification_pictures', 'mmvitattn.engine.exact_resume'],
+    locations=['mmvitattn.inference.classification_pictures', 'mmvitattn.training.exact_resume'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmvitattn',
-    locations=['mmvitattn.engine.layer_decay', 'mmvitattn.training.weight_decay'],
+    locations=['mmvitattn.training.layer_decay', 'mmvitattn.training.weight_decay'],
 )
 STRATEGIES = Registry(
     'strategy',
     parent=MMENGINE_STRATEGIES,
     scope='mmvitattn',
-    locations=['mmvitattn.engine.sharding'],
+    locations=['mmvitattn.training.sharding'],
 )
 
 

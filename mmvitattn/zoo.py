@@ -1,4 +1,4 @@
-"""All backbones by flat names, for plain PyTorch programs: no config, no runner."""
+"""All backbones by name, for plain PyTorch programs without configs and runners."""
 
 import difflib
 import fnmatch
@@ -11,7 +11,7 @@ from .registry import MODELS
 
 
 def families() -> dict[str, type[PyramidBackbone]]:
-    """The registered families of backbones, by the name of the module that holds each."""
+    """The registered families of backbones, by the name of their module."""
     return {
         cls.__module__.rpartition('.')[2]: cls
         for cls in MODELS.module_dict.values()
@@ -20,13 +20,13 @@ def families() -> dict[str, type[PyramidBackbone]]:
 
 
 def list_backbones(filter: str = '') -> list[str]:
-    """Names that :func:`build_backbone` takes: a family and one of its archs.
+    """Lists the names that :func:`build_backbone` accepts: a family and one of its archs.
 
     Args:
         filter: part of a name, or a pattern with ``*`` and ``?``.
 
     Returns:
-        The names, family by family, e.g. ``'linglo_b0'``.
+        The names, ordered by family, e.g. ``'linglo_b0'``.
     """
     pattern = filter if any(c in filter for c in '*?[') else f'*{filter}*'
     return [name for name in _archs() if fnmatch.fnmatchcase(name, pattern)]
@@ -39,19 +39,18 @@ def build_backbone(
 
     Args:
         name: one of :func:`list_backbones`.
-        pretrained: checkpoint of the backbone, or of a model with it (training's, a converter's, a
-            published one), loaded at once. Output norms that it lacks keep their start values, as
-            those of a pyramid do with a classifier's checkpoint. A backbone takes the deploy form
-            if the checkpoint has it.
+        pretrained: checkpoint of the backbone, or of a model that contains it. Output norms that
+            are missing, as in a classifier's checkpoint, keep their initial values. The backbone
+            is switched to the deploy form if the checkpoint has that form.
         options: options of the backbone's class: ``out_indices``, ``in_channels``,
-            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is carried out at once.
+            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is applied immediately.
 
     Returns:
         The backbone, in training mode.
 
     Raises:
         ValueError: for an unknown name, or options that do not fit.
-        UsageError: if the checkpoint cannot be read, or does not fit.
+        CheckpointError: if the checkpoint cannot be read, or does not fit.
 
     Example:
         >>> backbone = build_backbone('linglo_b0', out_indices=(1, 2, 3))
@@ -65,13 +64,14 @@ def build_backbone(
         raise ValueError(f'there is no backbone {name!r}; {hint}')
     if 'arch' in options:
         raise ValueError(
-            f'the name {name!r} tells the arch; for a custom one use the class: '
+            f'the name {name!r} includes the arch; for a custom one use the class: '
             f'mmvitattn.models.{archs[name][0].__name__}(arch=...)'
         )
     family, arch = archs[name]
+    options['arch'] = arch
     if pretrained is not None:
-        return _build_pretrained(family, dict(options, arch=arch), pretrained)
-    backbone = family(arch=arch, **options)
+        return _build_pretrained(family, options, pretrained)
+    backbone = family(**options)
     if options.get('init_cfg') is not None:
         backbone.init_weights()
     return backbone
@@ -80,16 +80,13 @@ def build_backbone(
 def _build_pretrained(
     family: type[PyramidBackbone], options: dict[str, Any], source: str | Path
 ) -> PyramidBackbone:
-    # Here, since importing mmvitattn must not import a runner.
-    from .engine.checkpoints import load_checkpoint
-    from .engine.weights import load_backbone_weights
+    # Imported here, since importing mmvitattn must not import a runner.
+    from .checkpoint import load_backbone_weights, load_checkpoint
 
     if options.get('init_cfg') is not None:
         raise ValueError('give pretrained or init_cfg, not both')
     checkpoint = load_checkpoint(source)
-    deploy = options.get('deploy', False)
-    if deploy:
-        options['deploy'] = False  # the checkpoint may have either form
+    deploy = options.pop('deploy', False)  # the checkpoint may have either form
     backbone = family(**options)
     load_backbone_weights(backbone, checkpoint, str(source))
     if deploy:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from mmvitattn.engine import preflight
+from mmvitattn.checkpoint.pretrained import drop_pretrained
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 # The smallest config of each task and family; the others take minutes together.
@@ -46,7 +46,7 @@ def each_config():
 def load(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    preflight.drop_pretrained(cfg)
+    drop_pretrained(cfg)
     return cfg
 
 

@@ -18,23 +18,21 @@ from typing import Any
 from torch import nn
 
 from mmvitattn import build_backbone
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_backbone_weights, load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     written_atomically,
 )
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.onnx_export import (
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.build import build_model, read_model_config
+from mmvitattn.inference.onnx_export import (
     TOLERANCE,
     Exportable,
     check_shapes,
     export_onnx,
     largest_differences,
 )
-from mmvitattn.engine.weights import load_backbone_weights
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,8 +1,8 @@
-"""Predicts for pictures, folders and videos: ``python tools/infer.py CONFIG CHECKPOINT INPUT...``.
+"""Predicts for images, folders and videos: ``python tools/infer.py CONFIG CHECKPOINT INPUT...``.
 
-For each picture, OUT_DIR gets a picture with boxes, masks or labels drawn on it, a JSON file, and
-for segmentation a PNG file with the class of each pixel; for each video an MP4 file and one line of
-JSON a frame. Files that cannot be read are skipped and named at the end.
+For each image, it writes a drawing with boxes, masks or labels, a JSON file, and for segmentation a
+PNG file with the class of each pixel; for each video an MP4 file and a file with a line of JSON for
+each frame. Files that cannot be read are skipped and listed at the end.
 """
 
 import argparse
@@ -17,17 +17,16 @@ import numpy as np
 from tqdm import tqdm
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine import media
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.inference import (
-    add_model_options,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.cli import add_model_options
+from mmvitattn.errors import UnreadableError, UsageError, usage_errors_exit
+from mmvitattn.inference import media
+from mmvitattn.inference.build import (
     build_predictor,
     check_device,
     read_config,
 )
-from mmvitattn.engine.media import UnreadableError
-from mmvitattn.engine.predictors import Predictor
+from mmvitattn.inference.predictors import Predictor
 
 PICTURE, RECORD, LABELS, VIDEO, LINES = '.png', '.json', '.labels.png', '.mp4', '.jsonl'
 
@@ -37,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('inputs', nargs='+', metavar='INPUT', help='picture, video or folder')
+    parser.add_argument('inputs', nargs='+', metavar='INPUT', help='image, video or folder')
     parser.add_argument(
         '--out-dir',
         type=Path,
@@ -45,9 +44,11 @@ def parse_args() -> argparse.Namespace:
         help='new or empty; default %(default)s',
     )
     parser.add_argument(
-        '--score-thr', type=float, help='least score drawn and written; default 0.3 for boxes'
+        '--score-thr',
+        type=float,
+        help='lowest score that is drawn and written; default 0.3 for boxes',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
+    parser.add_argument('--batch-size', type=int, default=1, help='images of equal size in a batch')
     add_model_options(parser)
     return parser.parse_args()
 
@@ -58,8 +59,8 @@ class Inference:
     Args:
         predictor: the model.
         out_dir: folder of the results.
-        score_thr: least score drawn and written.
-        batch_size: most pictures that go through the network together.
+        score_thr: lowest score that is drawn and written.
+        batch_size: maximum number of images in a batch.
     """
 
     def __init__(
@@ -82,16 +83,13 @@ class Inference:
                     self._pictures(group, names)
                 bar.update(len(group))
 
-    def _fail(self, file: Path, reason: Exception) -> None:
-        self.failures.append(f'{file}: {reason}')
-
     def _pictures(self, files: list[Path], names: dict[Path, Path]) -> None:
         images = {}
         for file in files:
             try:
                 images[file] = media.read_image(file)
             except UnreadableError as error:
-                self._fail(file, error)
+                self.failures.append(str(error))
         for file, sample in self._predict(images):
             base, image = self.out_dir / names[file], images[file]
             record = dict(input=str(file), width=image.shape[1], height=image.shape[0])
@@ -106,14 +104,14 @@ class Inference:
             Path(f'{base}{RECORD}').write_text(json.dumps(record, indent=2) + '\n')
 
     def _predict(self, images: dict[Path, np.ndarray]) -> Iterator[tuple[Path, object]]:
-        """Predicts together or, where a picture is refused, one by one."""
+        """Predicts for all images at once or, if one is refused, one by one."""
         try:
             samples = self.predictor.predict(list(images.values()))
             yield from zip(images, samples, strict=True)
             return
         except ValueError as error:  # e.g. too small for the backbone
             if len(images) == 1:
-                self._fail(*images, error)
+                self.failures.append(f'{next(iter(images))}: {error}')
                 return
         for file, image in images.items():
             yield from self._predict({file: image})
@@ -135,12 +133,14 @@ class Inference:
                         lines.write(json.dumps(record) + '\n')
                         video.write(self.predictor.draw(frame, sample, self.score_thr))
                         number += 1
-        except (UnreadableError, ValueError) as error:
-            self._fail(file, error)
+        except UnreadableError as error:
+            self.failures.append(str(error))
+        except ValueError as error:
+            self.failures.append(f'{file}: {error}')
 
 
 def _groups(files: list[Path], size: int) -> Iterator[list[Path]]:
-    """Up to ``size`` pictures that follow each other; videos alone."""
+    """Groups of up to ``size`` consecutive images, or of one video."""
     group: list[Path] = []
     for file in files:
         if group and (media.is_video(file) or len(group) == size):
@@ -164,7 +164,7 @@ def prepare(args: argparse.Namespace) -> tuple[Inference, list[Path]]:
     """The model and the inputs, after all checks.
 
     Raises:
-        UsageError: for whatever the user has to mend before the work can start.
+        UsageError: if the user has to correct something before the work can start.
     """
     cfg = read_config(args.config, args.cfg_options)
     files = media.find_inputs(args.inputs)
@@ -172,7 +172,7 @@ def prepare(args: argparse.Namespace) -> tuple[Inference, list[Path]]:
     if args.batch_size < 1:
         raise UsageError(f'--batch-size {args.batch_size}: give at least 1')
     if args.score_thr is not None and cfg.default_scope == 'mmseg':
-        raise UsageError('--score-thr: a segmentation has no scores')
+        raise UsageError('--score-thr: segmentations have no scores')
     device = check_device(args.device)
     checkpoint = load_checkpoint(args.checkpoint, args.trust_checkpoint)
     predictor = build_predictor(cfg, checkpoint, args.checkpoint, device)
@@ -181,9 +181,9 @@ def prepare(args: argparse.Namespace) -> tuple[Inference, list[Path]]:
 
 
 def main() -> None:
-    """Predicts as the command line says; exits with status 1 if files failed."""
+    """Predicts; exits with status 1 if files failed."""
     args = parse_args()
-    logging.disable(logging.WARNING)  # the toolboxes' notes on their registries
+    logging.disable(logging.WARNING)  # the toolboxes' messages about their registries
     with usage_errors_exit():
         inference, files = prepare(args)
     inference.run(files)

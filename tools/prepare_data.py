@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmvitattn.datasets.layouts import LAYOUTS, Layout
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,10 +38,7 @@ def make_shapes(args: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        try:
-            write_shapes(root, args.num_train, args.num_val, args.size, args.seed, show)
-        except (ValueError, FileExistsError) as error:
-            raise UsageError(str(error)) from None
+        write_shapes(root, args.num_train, args.num_val, args.size, args.seed, show)
     print(f'{root} is ready: coco/, ade/ and imagenet/ below it')
 
 
@@ -57,7 +54,7 @@ def check(layout: Layout, root: Path) -> None:
 def main() -> None:
     """Makes or checks the data set that the command line names."""
     args = parse_args()
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, FileExistsError):
         if args.dataset == 'shapes':
             make_shapes(args)
         else:

@@ -7,9 +7,11 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine import cli, preflight
-from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn import cli
+from mmvitattn.checkpoint import load_checkpoint, use_safe_loading
+from mmvitattn.checkpoint.pretrained import drop_pretrained
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.training import checks
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,34 +26,33 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace) -> Config:
-    """Config with the options applied, after all checks.
+def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
+    """The config with the options applied, and the checkpoint by its path, after all checks.
 
     Raises:
-        UsageError: for whatever the user has to mend before the evaluation can start.
+        UsageError: if the user has to correct something before the evaluation can start.
     """
     cfg = cli.load_config(args)
     if not Path(args.checkpoint).is_file():
         raise UsageError(f'there is no checkpoint {args.checkpoint}')
     cfg.load_from = args.checkpoint
-    preflight.check_data(cfg, ('test',))
-    preflight.drop_pretrained(cfg)  # the checkpoint holds all weights
+    checks.check_data(cfg, ('test',))
+    drop_pretrained(cfg)  # the checkpoint contains all weights
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:
         draw_pictures(cfg, Path(args.show_dir).resolve())
     if args.tta:
         augment(cfg)
-    load_checkpoint(args.checkpoint, args.trust_checkpoint)
-    return cfg
+    return cfg, {args.checkpoint: load_checkpoint(args.checkpoint, args.trust_checkpoint)}
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
-    """Adds the metric that writes the predictions; mmdet's also encodes masks."""
+    """Adds the metric that writes the predictions; that of mmdet also encodes masks."""
     if not out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {out}: the file must end in .pkl or .pickle')
     if Path(out).exists():
-        raise UsageError(f'--out {out}: the file exists; remove it or name another')
+        raise UsageError(f'--out {out}: the file exists; remove it or choose another')
     dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
     metrics = cfg.test_evaluator
     metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
@@ -59,9 +60,9 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 
 def draw_pictures(cfg: Config, folder: Path) -> None:
-    """Makes a hook, the toolbox's own where it can, draw every test picture into ``folder``."""
+    """Makes a hook, the toolbox's own if possible, draw every test image into ``folder``."""
     if folder.is_dir() and any(folder.iterdir()):
-        raise UsageError(f'--show-dir {folder}: the folder is not empty; name another')
+        raise UsageError(f'--show-dir {folder}: the folder is not empty; choose another')
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == 'mmdet':
         hook.update(draw=True, test_out_dir=str(folder))
@@ -82,11 +83,11 @@ def augment(cfg: Config) -> None:
 
 
 def main() -> None:
-    """Evaluates as the command line says."""
+    """Evaluates."""
     args = parse_args()
     with usage_errors_exit():
-        cfg = prepare(args)
-        use_safe_loading(args.trust_checkpoint)
+        cfg, checkpoints = prepare(args)
+        use_safe_loading(args.trust_checkpoint, checkpoints)
         cli.start_processes(cfg)
         Runner.from_cfg(cfg).test()
 

@@ -1,17 +1,20 @@
 """Trains a detector, a segmenter or a classifier: ``python tools/train.py CONFIG``.
 
-The task follows from the config. Checks of data, weights and run folder come before any work.
+The config determines the task. Data, weights and run folder are checked before any work.
 """
 
 import argparse
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine import cli, preflight
-from mmvitattn.engine.checkpoints import use_safe_loading
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn import cli
+from mmvitattn.checkpoint import use_safe_loading
+from mmvitattn.checkpoint.pretrained import drop_pretrained
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.training import checks
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +27,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or from the last one in the work dir',
+        help='continue from this checkpoint, or from the last one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
     parser.add_argument(
@@ -33,20 +36,21 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate by the actual over the intended batch size',
     )
     parser.add_argument(
-        '--from-scratch', action='store_true', help='go on without pretrained weights'
+        '--from-scratch', action='store_true', help='start without pretrained weights'
     )
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace) -> Config:
-    """Config with the options applied, after all checks.
+def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
+    """The config with the options applied, and the checkpoints by path, after all checks.
 
     Raises:
-        UsageError: for whatever the user has to mend before training can start.
+        UsageError: if the user has to correct something before training can start.
     """
     cfg = cli.load_config(args)
     if args.amp:
-        preflight.check_amp()
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs a GPU, and there is none here; train without it')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
@@ -59,24 +63,25 @@ def prepare(args: argparse.Namespace) -> Config:
             if not Path(args.resume).is_file():
                 raise UsageError(f'--resume: there is no checkpoint {args.resume}')
             cfg.load_from = args.resume
-    preflight.check_data(cfg, ('train', 'val'))
+    checks.check_data(cfg, ('train', 'val'))
     resume = cfg.get('resume', False)
-    resumes = preflight.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
+    resumes = checks.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
     if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
-        preflight.drop_pretrained(cfg)
-    preflight.check_pretrained(cfg, args.config)
-    preflight.check_checkpoints(cfg, args.trust_checkpoint)
-    return cfg
+        drop_pretrained(cfg)
+    checks.check_pretrained(cfg, args.config)
+    return cfg, checks.check_checkpoints(cfg, args.trust_checkpoint)
 
 
 def main() -> None:
-    """Trains as the command line says."""
+    """Trains."""
     args = parse_args()
     with usage_errors_exit():
-        cfg = prepare(args)
-        use_safe_loading(args.trust_checkpoint)
+        cfg, checkpoints = prepare(args)
+        use_safe_loading(args.trust_checkpoint, checkpoints)
         cli.start_processes(cfg)
-        cli.build_runner(cfg).train()
+        runner = cli.build_runner(cfg)
+        runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
+        runner.train()
 
 
 if __name__ == '__main__':

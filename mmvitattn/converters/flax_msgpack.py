@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .rules import CheckpointError
+from ..errors import CheckpointError
 
 ARRAY, COMPLEX, SCALAR = 1, 2, 3  # msgpack extension codes
 CHUNKED = '__msgpack_chunked_array__'

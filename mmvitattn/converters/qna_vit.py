@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..models import QnAPooling, QnAViT
 from ..models.options import per_stage
 from .qna_vit_rules import STATISTICS, classifier_rules, qna_rules
@@ -19,7 +20,7 @@ from .qna_vit_settings import (
     contents_of_parameters,
     side_of,
 )
-from .rules import CheckpointError, apply_rules, get_parameter
+from .rules import apply_rules, get_parameter
 
 
 def convert_qna_vit(

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..models import QnAViT
-from .rules import CheckpointError, count, get_parameter
+from .rules import count, get_parameter
 
 STEM, HEAD = 'StemBlock_0', 'ClassificationHead_0'
 QNA, LSA = 'FusedKQnA_0', 'MultiHeadSelfAttention_0'

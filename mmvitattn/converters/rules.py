@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-
-class CheckpointError(ValueError):
-    """A file is no checkpoint of the expected kind, or cannot be read as one."""
+from ..errors import CheckpointError
 
 
 class Rule(NamedTuple):

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from ..models import SAGViT
 from ..models.options import per_stage
-from .rules import CheckpointError, Rule, apply_rules, count, get_parameter
+from .rules import Rule, apply_rules, count, get_parameter
 
 EMBED = 'to_patch_embedding.projections'
 # The release's patch embeddings: what shapes do not tell, by what they tell.

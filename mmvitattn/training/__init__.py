@@ -1,1 +1,1 @@
-"""What a training needs beyond MMEngine."""
+"""Training: checks beforehand, exact resume, weight decay, layer-wise rates, sharding, logs."""

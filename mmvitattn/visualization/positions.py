@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..engine.errors import UsageError
+from ..errors import UsageError
 
 Position = tuple[float, float]  # x, y in pixels
 DEFAULT_POSITIONS = 3

@@ -18,9 +18,10 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 msgpack = pytest.importorskip('msgpack', reason='extra [convert]')
 
-from mmvitattn.converters import CheckpointError, convert_qna_vit, read_flax_msgpack  # noqa: E402
-from mmvitattn.converters.files import save_atomically  # noqa: E402
+from mmvitattn.checkpoint.writing import save_atomically  # noqa: E402
+from mmvitattn.converters import convert_qna_vit, read_flax_msgpack  # noqa: E402
 from mmvitattn.converters.qna_vit_rules import resize_table  # noqa: E402
+from mmvitattn.errors import CheckpointError  # noqa: E402
 from mmvitattn.models import QnAViT  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

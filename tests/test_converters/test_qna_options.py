@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from mmvitattn.converters import CheckpointError, convert_qna_vit
+from mmvitattn.converters import convert_qna_vit
 from mmvitattn.converters.qna_vit_settings import DEFAULTS, read_official_config
+from mmvitattn.errors import CheckpointError
 from mmvitattn.models import QnAPooling, QnAViT
 
 ROOT = Path(__file__).parents[2]

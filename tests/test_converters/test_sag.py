@@ -20,8 +20,10 @@ import torch
 from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
-from mmvitattn.converters import CheckpointError, convert_sag, read_torch_pickle
+from mmvitattn.checkpoint import read_torch_pickle
+from mmvitattn.converters import convert_sag
 from mmvitattn.converters.sag import detect_arch
+from mmvitattn.errors import CheckpointError
 from mmvitattn.models import SAGViT
 from mmvitattn.ops import force
 

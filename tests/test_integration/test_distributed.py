@@ -1,6 +1,7 @@
 """Two processes train as one with twice the batch."""
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def free_port():
 
 def test_losses_equal_one_process_with_twice_the_batch(small_shapes, run_tool, tmp_path, root):
     base = str(root / 'configs/demo/retinanet_linglo_b0_fpn_shapes.py')
-    env = {'PYTHONPATH': str(Path(__file__).parent), 'OMP_NUM_THREADS': '1'}
+    paths = [str(Path(__file__).parent), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    env = {'PYTHONPATH': os.pathsep.join(filter(None, paths)), 'OMP_NUM_THREADS': '1'}
     losses = {}
     for processes, batch_size in ((1, 8), (2, 4)):
         out_file, config = tmp_path / f'{processes}.json', tmp_path / f'config_{processes}.py'

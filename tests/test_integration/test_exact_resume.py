@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmvitattn.engine.checkpoints import load_checkpoint
+from mmvitattn.checkpoint import load_checkpoint
 
 EPOCHS = dict(type='EpochBasedTrainLoop', max_epochs=3, val_interval=1)  # of 7 iterations
 ITERATIONS = dict(type='IterBasedTrainLoop', max_iters=19, val_interval=4)

@@ -25,7 +25,7 @@ def test_killed_run_resumes(small_shapes, run_tool, tmp_path, root):
 
     refused = run_tool('tools/train.py', *arguments, check=False)
     assert refused.returncode == 2
-    assert 'already holds the checkpoints of a run' in refused.stderr
+    assert 'already contains the checkpoints of a run' in refused.stderr
 
     last = (tmp_path / 'last_checkpoint').read_text().strip()
     epoch = int(last.rsplit('_', 1)[1].removesuffix('.pth'))

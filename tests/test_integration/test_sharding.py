@@ -7,10 +7,10 @@ import socket
 import pytest
 import torch
 
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.sharding import ShardedStrategy, wrap_classes
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
+from mmvitattn.training.sharding import ShardedStrategy, wrap_classes
 
 SHARDED, WHOLE = 'configs/demo/linglo_b0_shapes_fsdp.py', 'configs/demo/linglo_b0_shapes.py'
 ON_CPU = 'priority' in inspect.signature(torch.cpu.Stream.__init__).parameters
@@ -42,7 +42,7 @@ def train(run_tool, small_shapes, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ON_CPU, reason='this PyTorch shards on GPUs alone')
+@pytest.mark.skipif(not ON_CPU, reason='this PyTorch shards only on GPUs')
 def test_sharded_and_resumed_is_as_whole_and_uninterrupted(train, tmp_path):
     train(WHOLE, 'whole', 2)
     train(SHARDED, 'sharded', 1)
@@ -72,7 +72,7 @@ def test_sharded_and_resumed_is_as_whole_and_uninterrupted(train, tmp_path):
 @pytest.mark.skipif(ON_CPU, reason='this PyTorch shards on CPUs')
 def test_without_gpu_an_old_torch_is_told(train):
     done = train(SHARDED, 'sharded', 1, check=False)
-    assert done.returncode != 0 and 'shards on GPUs alone' in done.stderr
+    assert done.returncode != 0 and 'shards only on GPUs' in done.stderr
     assert 'TypeError' not in done.stderr
 
 

@@ -10,7 +10,12 @@ import yaml
 from mmengine.config import Config
 from torch import nn
 
-from mmvitattn.engine.onnx_export import Exportable, check_shapes, export_onnx, largest_differences
+from mmvitattn.inference.onnx_export import (
+    Exportable,
+    check_shapes,
+    export_onnx,
+    largest_differences,
+)
 from mmvitattn.layers import RPCPE, GlobalAttention, KeyOnlyAttention
 from mmvitattn.models import LinGlo
 from mmvitattn.models.linglo_blocks import LinGloBlock, LinGloConvBlock

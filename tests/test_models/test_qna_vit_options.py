@@ -243,7 +243,7 @@ def test_compiles_to_one_graph():
 
 def test_exports_for_every_size(tmp_path):
     pytest.importorskip('onnxruntime', reason='extra [export]')
-    from mmvitattn.engine.onnx_export import Exportable, export_onnx, largest_differences
+    from mmvitattn.inference.onnx_export import Exportable, export_onnx, largest_differences
 
     module = Exportable(Classifier().eval())
     path = tmp_path / 'classifier.onnx'

@@ -8,7 +8,12 @@ import yaml
 from mmengine.config import Config
 from torch import nn
 
-from mmvitattn.engine.onnx_export import Exportable, check_shapes, export_onnx, largest_differences
+from mmvitattn.inference.onnx_export import (
+    Exportable,
+    check_shapes,
+    export_onnx,
+    largest_differences,
+)
 from mmvitattn.layers import (
     GlobalAttention,
     LocalShiftAttention,

@@ -8,7 +8,7 @@ import torch
 
 import mmvitattn
 from mmvitattn import build_backbone, list_backbones
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
 
 NAMES = ['linglo_b0', 'linglo_b1', 'linglo_b2']
@@ -100,7 +100,7 @@ def test_unknown_names_are_named(name, message):
 
 def test_options_that_do_not_fit_are_named():
     with pytest.raises(
-        ValueError, match=r"'linglo_b0' tells the arch; .*models.LinGlo\(arch=...\)"
+        ValueError, match=r"'linglo_b0' includes the arch; .*models.LinGlo\(arch=...\)"
     ):
         build_backbone('linglo_b0', arch='b1')
     with pytest.raises(TypeError, match='kernel'):

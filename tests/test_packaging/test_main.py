@@ -7,7 +7,7 @@ import pytest
 
 from mmvitattn import __main__ as command
 from mmvitattn import hub
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
 
 
 def python_m(*arguments, cwd):
@@ -64,5 +64,5 @@ def test_configs_by_name(root):
 
 def test_an_installation_without_resources(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, 'PACKAGE', tmp_path / 'mmvitattn')
-    with pytest.raises(UsageError, match='comes without configs and tools'):
+    with pytest.raises(UsageError, match='has no configs and tools'):
         hub.resources()

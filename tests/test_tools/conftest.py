@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmvitattn.engine.build import build_model
+from mmvitattn.inference.build import build_model
 
 TINY = {
     'LinGlo': dict(

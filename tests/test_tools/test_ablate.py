@@ -12,9 +12,9 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.run_logs import read_run
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
+from mmvitattn.training.run_logs import read_run
 
 TOOL = 'analysis_tools/ablate.py'
 ARCHS = {

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.run_logs import read_run
+from mmvitattn.errors import UsageError
+from mmvitattn.training.run_logs import read_run
 
 TOOL = 'analysis_tools/analyze_logs.py'
 
@@ -69,7 +69,9 @@ def test_damaged_files(write_start, tmp_path):
     path.write_text('\n'.join([*lines, lines[0][:20]]))  # killed while it wrote
     assert len(read_run(tmp_path / 'run').curves['loss'].values) == 4
     path.write_text('\n'.join([lines[0], 'nonsense', *lines[1:]]))
-    with pytest.raises(UsageError, match=r'scalars\.json, line 2: no entry of scalars: nonsense'):
+    with pytest.raises(
+        UsageError, match=r'scalars\.json, line 2: not an entry of scalars: nonsense'
+    ):
         read_run(tmp_path / 'run')
 
 

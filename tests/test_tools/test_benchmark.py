@@ -281,7 +281,7 @@ def test_one_group(run_tool, tmp_path):
 
 
 def test_refusals_name_the_remedy(monkeypatch, root, tmp_path):
-    from mmvitattn.engine.errors import UsageError
+    from mmvitattn.errors import UsageError
 
     spec = importlib.util.spec_from_file_location('benchmark_tool', root / TOOL)
     tool = importlib.util.module_from_spec(spec)

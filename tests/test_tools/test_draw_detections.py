@@ -39,7 +39,7 @@ def test_every_picture_is_drawn_and_nothing_written_over(main_of, detections, tm
     picture = cv2.imread(str(out / 'a/1.png'))
     assert picture.shape[1] == 2 * 384 + 6  # true beside predicted
     assert main_of(TOOL, *detections, out) == 2
-    assert 'exists and is no empty folder' in capsys.readouterr().err
+    assert 'exists and is not an empty folder' in capsys.readouterr().err
 
 
 def test_errors(main_of, detections, tmp_path, capsys):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmvitattn import build_backbone, list_backbones
-from mmvitattn.engine import onnx_export
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.onnx_export import Exportable, export_onnx, largest_differences
+from mmvitattn.errors import UsageError
+from mmvitattn.inference import onnx_export
+from mmvitattn.inference.onnx_export import Exportable, export_onnx, largest_differences
 from mmvitattn.zoo import families
 
 onnx = pytest.importorskip('onnx', reason='extra [export]')
@@ -176,7 +176,7 @@ def test_a_recorded_size_is_noticed(frozen, tmp_path):
     export_onnx(module, path, (2, 3, 20, 30), {})
     assert largest_differences(module, path, [(2, 3, 20, 30)]) == [0.0]
     if frozen:
-        with pytest.raises(UsageError, match='a size was recorded'):
+        with pytest.raises(UsageError, match='has hard-coded a size'):
             largest_differences(module, path, [(1, 3, 40, 50)])
     else:
         assert largest_differences(module, path, [(1, 3, 40, 50)]) == [0.0]

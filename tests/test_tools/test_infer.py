@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.inference import build_predictor, check_device, dataset_meta, read_config
+from mmvitattn.errors import UsageError
+from mmvitattn.inference.build import build_predictor, check_device, dataset_meta, read_config
 
 TOOL = 'infer.py'
 
@@ -64,7 +64,7 @@ def test_detector(
     video = cv2.VideoCapture(str(out / 'clip.mp4'))
     assert sum(video.read()[0] for _ in range(6)) == 4
     assert main_of(TOOL, *options) == 2  # nothing is written over
-    assert 'exists and is no empty folder' in capsys.readouterr().err
+    assert 'exists and is not an empty folder' in capsys.readouterr().err
 
 
 def test_segmenter(main_of, tiny_config, tiny_checkpoint, write_picture, tmp_path, capsys):
@@ -89,7 +89,7 @@ def test_segmenter(main_of, tiny_config, tiny_checkpoint, write_picture, tmp_pat
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     arguments = (config, checkpoint, tmp_path / 'in', '--out-dir', tmp_path / 'new')
     assert main_of(TOOL, *arguments, '--score-thr', 0.5) == 2
-    assert 'a segmentation has no scores' in capsys.readouterr().err
+    assert 'segmentations have no scores' in capsys.readouterr().err
 
 
 def test_classifier_from_deploy_weights(
@@ -125,7 +125,7 @@ def test_errors_come_before_any_work(main_of, tiny_config, write_picture, tmp_pa
         ('gone.py', other, picture): 'there is no config gone.py',
         (config, 'gone.pth', picture): 'there is no checkpoint gone.pth',
         (config, other, tmp_path / 'gone.jpg'): 'there is no input',
-        (config, other, tmp_path / 'empty'): 'holds no pictures and no videos',
+        (config, other, tmp_path / 'empty'): 'contains no images or videos',
         (config, other, picture, '--batch-size', 0): '--batch-size 0: give at least 1',
         (config, other, picture, '--device', 'nowhere'): '--device nowhere: there is no such',
         (config, other, picture): 'weights are missing or have another shape',

@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.inference.build import build_model, read_model_config
 
 PUBLISH = 'model_converters/publish_model.py'
 FOLD = 'model_converters/reparameterize_model.py'

@@ -7,7 +7,7 @@ import torch
 from matplotlib import colors
 from mmengine.structures import BaseDataElement
 
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo, QnAViT, SAGViT
 from mmvitattn.visualization import Scene, capture_attention, draw_attention
 from mmvitattn.visualization.positions import default_positions, read_positions, to_network
@@ -219,7 +219,7 @@ def test_random_weights_are_called_so(main_of, tiny_config, write_picture, tmp_p
     assert main_of(TOOL, picture, config, '--out-dir', tmp_path / 'out') == 0
     assert 'the weights are random' in capsys.readouterr().out
     assert main_of(TOOL, picture, config, '--out-dir', tmp_path / 'out') == 2
-    assert 'exists and is no empty folder' in capsys.readouterr().err
+    assert 'exists and is not an empty folder' in capsys.readouterr().err
 
 
 def test_errors(main_of, root, tiny_config, write_picture, tmp_path, capsys):
@@ -236,7 +236,7 @@ def test_errors(main_of, root, tiny_config, write_picture, tmp_path, capsys):
         (small, segmenter): 'small.png: LinGlo takes images of at least 32 x 32 pixels',
         (picture, 'gone.py'): 'there is no config gone.py',
         (tmp_path / 'gone.png', config): 'there is no picture',
-        (tmp_path / 'broken.png', config): 'broken.png: it is no picture that can be read',
+        (tmp_path / 'broken.png', config): 'broken.png: not an image that can be read',
         (picture, resnet): 'its backbone is none of LinGlo, QnA-ViT, SAG',
         (picture, config, 'gone.pth'): 'there is no checkpoint gone.pth',
         (picture, config, '--positions', '90,3'): 'outside the picture of 80 x 64',

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 
 def parse_args() -> argparse.Namespace:

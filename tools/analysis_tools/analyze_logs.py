@@ -18,8 +18,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.run_logs import RunLog, read_run
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.training.run_logs import RunLog, read_run
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']

@@ -61,7 +61,7 @@ def check(args: argparse.Namespace) -> Path:
 
     import torch
 
-    from mmvitattn.engine.errors import UsageError
+    from mmvitattn.errors import UsageError
 
     for name in ('timm', 'matplotlib'):
         if importlib.util.find_spec(name) is None:
@@ -87,7 +87,7 @@ def plan(args: argparse.Namespace) -> tuple[list, list]:
     Returns:
         Both lists; the second is empty but for the targets.
     """
-    from mmvitattn.engine.errors import UsageError
+    from mmvitattn.errors import UsageError
 
     targets = []
     if args.command == 'attention':
@@ -160,7 +160,7 @@ def main() -> None:
     allocator.restart_with(args.threads)
     import logging
 
-    from mmvitattn.engine.errors import usage_errors_exit
+    from mmvitattn.errors import usage_errors_exit
 
     logging.disable(logging.WARNING)
     with usage_errors_exit():

@@ -14,8 +14,8 @@ from mmengine.fileio import load
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.media import check_out_dir, name_outputs, write_image
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.media import check_out_dir, name_outputs, write_image
 
 COLOURS = [(60, 60, 230), (220, 120, 30), (60, 170, 60), (20, 150, 240), (200, 70, 150)]
 COLOURS += [(180, 170, 20), (40, 200, 220), (150, 90, 60)]  # BGR, by category in turn

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine.build import construct_model, read_model_config
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.build import construct_model, read_model_config
 from mmvitattn.layers import QnALayer
 from mmvitattn.ops import force
 

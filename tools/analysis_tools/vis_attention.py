@@ -16,16 +16,15 @@ from mmengine.config import Config
 from tqdm import tqdm
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
-from mmvitattn.engine import media
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
-from mmvitattn.engine.inference import (
-    add_model_options,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.cli import add_model_options
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference import media
+from mmvitattn.inference.build import (
     build_predictor,
     check_device,
     read_config,
 )
-from mmvitattn.engine.media import UnreadableError
 from mmvitattn.visualization import Scene, draw_attention, has_attention
 from mmvitattn.visualization.positions import read_positions, to_network
 
@@ -70,10 +69,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> Iterator[tuple[str, Figure]]:
     Raises:
         UsageError: if the picture or the checkpoint cannot be used, or a position lies outside.
     """
-    try:
-        image = media.read_image(args.image)
-    except UnreadableError as error:
-        raise UsageError(f'{args.image}: {error}') from None
+    image = media.read_image(args.image)
     checkpoint, weights = None, 'random weights'
     if args.checkpoint:
         checkpoint = load_checkpoint(args.checkpoint, args.trust_checkpoint)

@@ -17,15 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     plain_data,
     written_atomically,
 )
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
 
 SUFFIXES = ('.pth', '.safetensors')
 

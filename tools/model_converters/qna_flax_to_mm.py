@@ -10,10 +10,10 @@ msgpack: ``pip install "mmvitattn[convert]"``.
 
 import argparse
 
+from mmvitattn.cli import Converted, add_file_arguments, convert_file, one_or_each
 from mmvitattn.converters import convert_qna_vit, read_flax_msgpack
-from mmvitattn.converters.files import Converted, add_file_arguments, convert_file, one_or_each
 from mmvitattn.converters.qna_vit_settings import read_official_config
-from mmvitattn.engine.errors import usage_errors_exit
+from mmvitattn.errors import usage_errors_exit
 from mmvitattn.models import QnAViT
 
 
@@ -66,7 +66,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Converts the file that the command line names."""
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, ImportError, OSError):
         convert(parse_args())
 
 

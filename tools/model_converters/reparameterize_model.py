@@ -12,16 +12,15 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from mmvitattn.converters.files import (
-    add_force_argument,
+from mmvitattn.checkpoint import load_checkpoint
+from mmvitattn.checkpoint.writing import (
     check_destination,
     plain_data,
     save_atomically,
 )
-from mmvitattn.engine.build import build_model, read_model_config
-from mmvitattn.engine.checkpoints import load_checkpoint
-from mmvitattn.engine.cli import add_trust_argument
-from mmvitattn.engine.errors import UsageError, usage_errors_exit
+from mmvitattn.cli import add_force_argument, add_trust_argument
+from mmvitattn.errors import UsageError, usage_errors_exit
+from mmvitattn.inference.build import build_model, read_model_config
 from mmvitattn.layers import RPCPE
 
 TOLERANCE = 1e-4

@@ -9,9 +9,10 @@ the file is run: it may hold tensors, plain data and ``argparse.Namespace``.
 
 import argparse
 
-from mmvitattn.converters import convert_sag, read_torch_pickle
-from mmvitattn.converters.files import add_file_arguments, convert_file, one_or_each
-from mmvitattn.engine.errors import usage_errors_exit
+from mmvitattn.checkpoint import read_torch_pickle
+from mmvitattn.cli import add_file_arguments, convert_file, one_or_each
+from mmvitattn.converters import convert_sag
+from mmvitattn.errors import usage_errors_exit
 from mmvitattn.models import SAGViT
 
 
@@ -48,7 +49,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Converts the file that the command line names."""
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError, ImportError, OSError):
         convert(parse_args())
 
 

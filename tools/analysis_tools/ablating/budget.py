@@ -12,9 +12,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmvitattn.engine import preflight
-from mmvitattn.engine.build import read_model_config
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.checkpoint.pretrained import drop_pretrained
+from mmvitattn.errors import UsageError
+from mmvitattn.inference.build import read_model_config
+from mmvitattn.training import checks
 
 from .sets import CONFIGS, Row, construct_on_meta
 
@@ -42,8 +43,8 @@ def common_config(args: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """
     cfg = Config.fromfile(CONFIGS / DEMOS[args.data])
     if args.data_root:
-        preflight.replace_data_root(cfg, args.data_root)
-    preflight.check_data(cfg, ('train', 'val'))
+        checks.replace_data_root(cfg, args.data_root)
+    checks.check_data(cfg, ('train', 'val'))
     epochs = args.epochs or cfg.train_cfg.max_epochs
     batch_size = args.batch_size or cfg.train_dataloader.batch_size
     lr = args.lr or cfg.optim_wrapper.optimizer.lr
@@ -147,7 +148,7 @@ def run_config(common: Config, row: Row, settings: Mapping, seed: int, work_dir:
     own = read_model_config(row.config)
     if own.get('default_scope') != common.default_scope or 'num_classes' not in own.model.head:
         raise UsageError(f'row {row.name}: {row.config} has no classifier; table counts any model')
-    preflight.drop_pretrained(own)
+    drop_pretrained(own)
     cfg = Config(common.to_dict())
     head = dict(common.model.head, **own.model.head)
     head.update(num_classes=len(settings['classes']), topk=(1,), loss=common.model.head.loss)

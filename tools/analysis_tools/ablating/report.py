@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mmvitattn.engine.run_logs import RunLog
+from mmvitattn.training.run_logs import RunLog
 
 from .sets import Row, RowSet, count_parameters, markdown_table, printed
 from .training import LOSS, TIME, TOP1, Run

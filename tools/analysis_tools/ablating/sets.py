@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from mmvitattn.engine.build import construct_model, read_model_config
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.errors import UsageError
+from mmvitattn.inference.build import construct_model, read_model_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / 'configs'
 COUNTED = ('backbone', 'model')

@@ -11,10 +11,11 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmvitattn.engine import cli, preflight
-from mmvitattn.engine.checkpoints import use_safe_loading
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.run_logs import SCALARS, RunLog, read_run
+from mmvitattn import cli
+from mmvitattn.checkpoint import use_safe_loading
+from mmvitattn.errors import UsageError
+from mmvitattn.training import checks
+from mmvitattn.training.run_logs import SCALARS, RunLog, read_run
 
 from .budget import SETTINGS, as_json, check_same, run_config
 from .sets import Row
@@ -130,7 +131,7 @@ def _train(run: Run, title: str) -> None:
     checkpoint = _checkpoint_to_resume(run)
     if checkpoint:
         cfg.update(resume=True, load_from=str(checkpoint))
-        preflight.check_checkpoints(cfg, trust=False)
+        checks.check_checkpoints(cfg, trust=False)
     # MMEngine keeps loggers and writers by name for as long as the process lives.
     cfg.experiment_name = f'{run.row.folder}_seed_{run.seed}_{time.time_ns()}'
     cfg.visualizer.name = cfg.experiment_name

@@ -1,13 +1,14 @@
-"""Scalars that MMEngine logs during training, read back as curves."""
+"""Reads the scalars that MMEngine logs during training as curves."""
 
 import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import UsageError
+from ..errors import UsageError
 
 SCALARS = 'scalars.json'
 POSITIONS = ('step', 'epoch', 'iter')
@@ -21,32 +22,28 @@ class Curve(NamedTuple):
     values: list[float]
 
 
+@dataclass(eq=False)
 class RunLog:
-    """Log of one run, its restarts joined.
+    """Log of one run, including its restarts.
 
-    A restart that resumes from an earlier checkpoint replaces what was logged behind it.
+    A restart that resumes from an earlier checkpoint replaces what was logged after it.
 
-    Args:
-        name: what to call the run.
+    Attributes:
+        name: of the run.
         curves: curve of each key.
-        metrics: those of the keys that validation logged.
-        iterations_per_epoch: ``None`` for a run by iterations.
+        metrics: the keys that validation logged.
+        iterations_per_epoch: ``None`` for an iteration-based run.
     """
 
-    def __init__(
-        self,
-        name: str,
-        curves: dict[str, Curve],
-        metrics: set[str],
-        iterations_per_epoch: int | None,
-    ) -> None:
-        self.name, self.curves, self.metrics = name, curves, metrics
-        self.iterations_per_epoch = iterations_per_epoch
+    name: str
+    curves: dict[str, Curve]
+    metrics: set[str]
+    iterations_per_epoch: int | None
 
     def positions(self, key: str, by_epoch: bool) -> list[float]:
-        """Where the values of a curve stand, in epochs or iterations."""
-        factor = self.iterations_per_epoch if by_epoch else 1
-        return [iteration / factor for iteration in self.curves[key].iterations]
+        """Positions of the values of a curve, in epochs or iterations."""
+        divisor = (self.iterations_per_epoch or 1) if by_epoch else 1
+        return [iteration / divisor for iteration in self.curves[key].iterations]
 
 
 def read_run(run: str | Path, name: str | None = None) -> RunLog:
@@ -54,32 +51,32 @@ def read_run(run: str | Path, name: str | None = None) -> RunLog:
 
     Args:
         run: its work dir, or one JSON file of scalars.
-        name: what to call it; default the folder's name.
+        name: name of the run; default: the folder's.
 
     Returns:
         The log.
 
     Raises:
-        UsageError: if there is no such run, it has logged no training, or a file is damaged.
+        UsageError: if there is no such run, it contains no training, or a file is damaged.
     """
     run = Path(run)
     if run.is_dir():
-        # A folder for each start, named by its time.
+        # A folder for each start, named after its time.
         files = sorted(run.glob(f'*/vis_data/{SCALARS}')) or sorted(run.rglob(SCALARS))
     elif run.is_file():
         files = [run]
     else:
-        raise UsageError(f'there is no run {run}: name a work dir or its {SCALARS}')
+        raise UsageError(f'there is no run {run}: give a work dir or its {SCALARS}')
     starts = [entries for file in files if (entries := _read_entries(file))]
     starts = [entries for entries in starts if any('iter' in entry for entry in entries)]
     if not starts:
         raise UsageError(f'{run} has logged no training: there is no {SCALARS} with iterations')
     per_epoch = _iterations_per_epoch(entry for entries in starts for entry in entries)
     points: dict[str, dict[int, float]] = defaultdict(dict)
-    metrics = set()
+    metrics: set[str] = set()
     for entries in starts:
         first = min(entry['step'] for entry in entries if 'iter' in entry)
-        for known in points.values():  # what this start does again
+        for known in points.values():  # repeated by this start
             for iteration in [i for i in known if i >= first]:
                 del known[iteration]
         for entry in entries:
@@ -106,14 +103,16 @@ def _read_entries(file: Path) -> list[dict]:
             numbers['step'] = int(numbers['step'])
         except (ValueError, KeyError, AttributeError):
             if number == len(lines):
-                break  # cut off where the run was killed
-            raise UsageError(f'{file}, line {number}: no entry of scalars: {line[:60]}') from None
+                break  # truncated when the run was killed
+            raise UsageError(
+                f'{file}, line {number}: not an entry of scalars: {line[:60]}'
+            ) from None
         entries.append(numbers)
     return entries
 
 
 def _iterations_per_epoch(entries: Iterable[dict]) -> int | None:
-    """From the first entry of each epoch, which comes after a fixed number of iterations."""
+    """Estimated from the first entry of each epoch, logged after a fixed number of iterations."""
     first: dict[int, int] = {}
     last = 0.0
     for entry in entries:
@@ -128,7 +127,7 @@ def _iterations_per_epoch(entries: Iterable[dict]) -> int | None:
 
 
 def _iteration(entry: dict, per_epoch: int | None) -> tuple[int, bool]:
-    """Where an entry stands, and whether validation logged it; then its step may be an epoch."""
+    """Iteration of an entry, and whether validation logged it; its step is then an epoch."""
     if 'iter' in entry:
         return entry['step'], False
     return entry['step'] * (per_epoch or 1), True

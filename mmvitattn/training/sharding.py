@@ -10,30 +10,30 @@ from mmengine.dist import is_distributed
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from ..errors import UsageError
 from ..registry import STRATEGIES
-from .errors import UsageError
 
 
 @STRATEGIES.register_module()
 class ShardedStrategy(FSDPStrategy):
-    """MMEngine's FSDPStrategy, which also resumes, and runs on CPUs where PyTorch can.
+    """MMEngine's FSDPStrategy that can also resume, and run on CPUs if PyTorch can.
 
-    Norms, biases and tables keep their own weight decay, and checkpoints are those of a model that
-    is not sharded.
+    Norms, biases and tables keep their own weight decay, and checkpoints are those of an unsharded
+    model.
 
     Args:
-        units: names of classes whose modules are gathered as one: the blocks of the backbone, e.g.
-            ``['LinGloBlock']``. Smaller parts do not do: the attention layers read the weights of
-            their linear maps instead of calling these, and only a call gathers what is sharded.
+        units: names of classes whose modules are gathered as a whole: the blocks of the backbone,
+            e.g. ``['LinGloBlock']``. Smaller units do not work: the attention layers read the
+            weights of their linear maps instead of calling them, and only a call gathers weights.
         model_wrapper: further arguments of MMFullyShardedDataParallel, e.g. ``mixed_precision``.
-        state_dict_cfg: 'full' for one file, 'local' for a folder with a file a process, from
-            which the tools do not resume.
+        state_dict_cfg: 'full' for one file, 'local' for a folder with a file for each process, from
+            which the tools cannot resume.
         kwargs: see MMEngine's FSDPStrategy.
 
     Raises:
-        UsageError: when training starts, where there is one process alone, or CPUs with a PyTorch
-            that needs GPUs; for gradients clipped by their norm, of which each process knows a part
-            alone; for layer-wise learning rates, which tell layers by names that sharding changes.
+        UsageError: when training starts: if there is only one process, or no GPU and a PyTorch that
+            needs one; if gradients are clipped by their norm, since each process has only a part of
+            it; if learning rates depend on layers, whose names sharding changes.
     """
 
     def __init__(
@@ -52,27 +52,27 @@ class ShardedStrategy(FSDPStrategy):
         wrapper.update(model_wrapper or {})
         super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
         if not torch.cuda.is_available():
-            # Moved to where they are, the gathered moments of Adam would share memory.
+            # Offloading from CPU to CPU would make the gathered moments of Adam share memory.
             self.optim_state_dict_config.offload_to_cpu = False
 
     def prepare(self, *args: Any, **kwargs: Any) -> Any:
-        """Builds and wraps the model and what trains it; see MMEngine's."""
+        """Builds and wraps model and optimizer; see MMEngine's FSDPStrategy."""
         _check_environment()
         _check_optimizer(kwargs.get('optim_wrapper'))
         return super().prepare(*args, **kwargs)
 
     def optim_state_dict(self) -> dict:
-        """The optimizer's state, and what MMEngine logs as ``base_lr``."""
+        """The optimizer's state and the settings that MMEngine logs as ``base_lr``."""
         return {
             **super().optim_state_dict(),
             'base_param_settings': self.optim_wrapper.base_param_settings,
         }
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Loads the optimizer's state; MMEngine passes arguments in the order of torch 2.0.
+        """Loads the optimizer's state; MMEngine's own method fits only torch 2.0.
 
         Args:
-            state_dict: of :meth:`optim_state_dict`.
+            state_dict: from :meth:`optim_state_dict`.
         """
         base = state_dict.pop('base_param_settings', None)
         state = FullyShardedDataParallel.optim_state_dict_to_load(
@@ -84,16 +84,16 @@ class ShardedStrategy(FSDPStrategy):
 def wrap_classes(
     module: nn.Module, recurse: bool, nonwrapped_numel: int, names: Collection[str]
 ) -> bool:
-    """An ``auto_wrap_policy`` by names of classes, which a config file can hold.
+    """An ``auto_wrap_policy`` for FSDP by names of classes, which a config file can contain.
 
     Args:
-        module: part of the model that is asked about.
-        recurse: whether the question is to look into the part, rather than to make it a unit.
-        nonwrapped_numel: parameters of the part, those of its own units left out.
-        names: classes whose modules are a unit each.
+        module: part of the model.
+        recurse: whether FSDP asks to visit the children, rather than to make the part a unit.
+        nonwrapped_numel: number of parameters of the part outside of its own units.
+        names: classes of which each module is a unit.
 
     Returns:
-        The answer.
+        Whether to do what FSDP asks.
     """
     return recurse or type(module).__name__ in names
 
@@ -110,7 +110,7 @@ def _check_environment() -> None:
         torch.cpu.Stream(priority=0)  # FSDP's first step
     except TypeError:
         raise UsageError(
-            f'torch {torch.__version__} shards on GPUs alone, and there is none here'
+            f'torch {torch.__version__} shards only on GPUs, and there is none here'
         ) from None
 
 
@@ -120,11 +120,11 @@ def _check_optimizer(optim_wrapper: Any) -> None:
     clip_grad = optim_wrapper.get('clip_grad') or {}
     if clip_grad and clip_grad.get('type', 'norm') == 'norm':
         raise UsageError(
-            f'optim_wrapper.clip_grad={dict(clip_grad)}: sharded, each process would clip by the '
-            'norm of its own part; set it to None'
+            f'optim_wrapper.clip_grad={dict(clip_grad)}: with sharding, each process would clip '
+            'by the norm of its own part; set it to None'
         )
     if 'LayerDecay' in str(optim_wrapper.get('constructor')):
         raise UsageError(
-            f'optim_wrapper.constructor={optim_wrapper["constructor"]!r}: it tells layers by names '
-            'that sharding changes; leave it out'
+            f'optim_wrapper.constructor={optim_wrapper["constructor"]!r}: it finds layers by '
+            'names that sharding changes; leave it out'
         )

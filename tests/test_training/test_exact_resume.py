@@ -1,4 +1,4 @@
-"""Randomness depends on the place in the training alone, and the place is found again."""
+"""Random numbers depend only on the position in the training, which is restored."""
 
 import pickle
 import random
@@ -13,8 +13,8 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.registry import HOOKS, DefaultScope
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from mmvitattn.engine.exact_resume import ExactResumeHook
-from mmvitattn.engine.seeded_batches import (
+from mmvitattn.training.exact_resume import ExactResumeHook
+from mmvitattn.training.seeded_batches import (
     EPOCH,
     ITERATION,
     EndlessIterator,
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def draw():
-    """From each generator."""
+    """A number from each generator."""
     return random.random(), np.random.rand(), torch.rand(()).item()
 
 
@@ -47,7 +47,7 @@ def sampler_of(kind, shuffle=True):
 
 
 def join(samples):
-    """A batch, with something random of its own."""
+    """Collates a batch and adds random numbers of its own."""
     return [*samples, ('joined', *draw())]
 
 
@@ -60,7 +60,7 @@ def load(workers=0, kind=DefaultSampler, number=None, endless=False, rank=0, fir
 
 
 def test_streams_differ():
-    """In kind, number and place, and from library to library."""
+    """For each kind, number and position, and each library."""
     drawn = []
     for kind in (EPOCH, ITERATION):
         for number in (0, 1):
@@ -146,8 +146,8 @@ def test_looks_like_the_batch_sampler():
 
 @pytest.mark.parametrize('drawing', [True, False])
 def test_endless_iterator_serves_both_loops(drawing):
-    """MMEngine's loop draws what was trained, or calls `skip_iter`."""
-    iterator = EndlessIterator(iter('abc'), to_pass=5 if drawing else 0)
+    """MMEngine's loop draws the batches that were trained, or calls `skip_iter`."""
+    iterator = EndlessIterator(iter('abc'), to_skip=5 if drawing else 0)
     if drawing:
         assert [next(iterator) for _ in range(5)] == [None] * 5
     else:
@@ -163,7 +163,7 @@ class Log(list):
 
 
 class Run:
-    """What the hook sees of a runner."""
+    """The part of a runner that the hook uses."""
 
     def __init__(self, batch_sampler, iteration, epoch=0):
         loader = DataLoader(Noise(), batch_sampler=batch_sampler, collate_fn=list)
@@ -220,7 +220,7 @@ def test_warns_where_it_cannot_be_exact(change, warning):
         checkpoint['exact_resume'].update(change)
     _, run = resumed(checkpoint)
     assert len(run.logger) == 1 and warning in run.logger[0]
-    assert 'not as it would have without the interruption' in run.logger[0]
+    assert 'differs from an uninterrupted one' in run.logger[0]
 
 
 def test_a_place_outside_the_epoch_is_its_start():
@@ -236,7 +236,7 @@ def test_iterable_data_is_left_alone():
 
     run = Run(sampler_of(DefaultSampler), 0)
     run.train_loop.dataloader = DataLoader(Stream(), batch_size=2)
-    assert checkpoint_of(run) == {} and 'without a batch sampler' in run.logger[0]
+    assert checkpoint_of(run) == {} and 'no batch sampler' in run.logger[0]
     assert [batch.tolist() for batch in run.train_loop.dataloader] == [[0, 1], [2]]
 
 

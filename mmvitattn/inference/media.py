@@ -1,4 +1,4 @@
-"""Pictures and videos for inference: finding, naming, reading and writing them."""
+"""Images and videos for inference: finding, naming, reading and writing them."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,24 +8,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from .errors import UsageError
+from ..errors import UnreadableError, UsageError
 
 IMAGES = {'.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 VIDEOS = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
-DEFAULT_RATE = 25.0  # frames a second where a video does not tell
-
-
-class UnreadableError(Exception):
-    """A file that cannot be read, or not to its end; the message says why."""
+DEFAULT_RATE = 25.0  # frames per second of a video that does not specify it
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file's name is that of a video."""
+    """Whether a file has the extension of a video."""
     return path.suffix.lower() in VIDEOS
 
 
 def check_out_dir(folder: Path) -> None:
-    """Nothing that exists is written over.
+    """Checks that no existing file can be overwritten.
 
     Args:
         folder: folder of the results.
@@ -34,27 +30,29 @@ def check_out_dir(folder: Path) -> None:
         UsageError: if it is a file, or a folder that is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{folder} exists and is no empty folder; name another for the results')
+        raise UsageError(
+            f'{folder} exists and is not an empty folder; choose another for the results'
+        )
 
 
 def find_inputs(inputs: Sequence[str | Path]) -> list[Path]:
-    """Pictures and videos: files as they are, of folders those that their names tell.
+    """Finds images and videos: all given files, and in folders the files with a known extension.
 
     Args:
-        inputs: files and folders; folders are searched with all below them.
+        inputs: files and folders, which are searched recursively.
 
     Returns:
-        The files, each once, in the given order, those of a folder sorted.
+        Absolute paths, each once, in the given order; those of a folder are sorted.
 
     Raises:
-        UsageError: if an input is not there, or a folder holds no pictures and no videos.
+        UsageError: if an input is missing, or a folder contains no images or videos.
     """
     found: dict[Path, None] = {}
     for given in map(Path, inputs):
         if given.is_dir():
             inside = sorted(p for p in given.rglob('*') if p.suffix.lower() in IMAGES | VIDEOS)
             if not inside:
-                raise UsageError(f'{given}: the folder holds no pictures and no videos')
+                raise UsageError(f'{given}: the folder contains no images or videos')
             found.update(dict.fromkeys(map(_absolute, inside)))
         elif given.is_file():
             found[_absolute(given)] = None
@@ -70,18 +68,18 @@ def _absolute(path: Path) -> Path:
 def name_outputs(
     files: Sequence[Path], endings: Sequence[str], taken: Sequence[str] = ()
 ) -> dict[Path, Path]:
-    """A name for the results of each file that no other has.
+    """Chooses a unique name for the results of each file.
 
-    Folders below the files' common one are kept, so that equal names in different folders stay
-    apart; files that differ in their endings alone get the ending, or a number, as well.
+    Subfolders of the files' common folder are kept; files whose names differ only in the extension
+    get the extension, or a number, as well.
 
     Args:
         files: absolute paths, each once.
-        endings: what is added to a name to make the names of the results.
+        endings: appended to a name to make the names of the results.
         taken: names that no result may have.
 
     Returns:
-        Relative paths without ending.
+        Relative paths without extension.
     """
     common = os.path.commonpath([file.parent for file in files])
     names: dict[Path, Path] = {}
@@ -100,36 +98,36 @@ def name_outputs(
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads a picture whole; OpenCV alone would fill what a damaged file lacks with grey.
+    """Reads an image. A truncated one is an error; OpenCV would fill the rest with grey.
 
     Args:
         path: the file.
 
     Returns:
-        BGR, (H, W, 3), uint8, turned as its EXIF data says.
+        BGR, (H, W, 3), uint8, rotated as its EXIF data says.
 
     Raises:
-        UnreadableError: if it cannot be read, or is cut off.
+        UnreadableError: if it cannot be read, or is truncated.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
+        with Image.open(path) as file:
+            file.load()
     except Image.UnidentifiedImageError:
         pass  # a format that OpenCV may know
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableError(str(error)) from None
+        raise UnreadableError(f'{path}: {error}') from None
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise UnreadableError('it is no picture that can be read')
+        raise UnreadableError(f'{path}: not an image that can be read')
     return image
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes a picture, and the folder that it lies in.
+    """Writes an image, and creates its folder.
 
     Args:
-        path: the file; its ending tells the format.
-        image: BGR or single-channel, of 8 or 16 bits.
+        path: the file; its extension determines the format.
+        image: BGR or single-channel, (H, W, 3) or (H, W), uint8 or uint16.
 
     Raises:
         OSError: if it cannot be written.
@@ -150,18 +148,18 @@ class VideoReader:
     """
 
     def __init__(self, path: Path) -> None:
-        self._capture = cv2.VideoCapture(str(path))
+        self._path, self._capture = path, cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
-            raise UnreadableError('it is no video that can be read')
+            raise UnreadableError(f'{path}: not a video that can be read')
         self.rate = self._capture.get(cv2.CAP_PROP_FPS) or DEFAULT_RATE
-        # What the file says; some formats estimate it.
+        # According to the file; some formats estimate it.
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yields BGR frames, (H, W, 3).
 
         Raises:
-            UnreadableError: if there is none, or clearly fewer than the file says.
+            UnreadableError: if there are none, or clearly fewer than ``length``.
         """
         count = 0
         try:
@@ -174,7 +172,7 @@ class VideoReader:
         finally:
             self._capture.release()
         if count == 0 or count < 0.9 * self.length:
-            raise UnreadableError(f'only {count} of {self.length} frames can be read')
+            raise UnreadableError(f'{self._path}: only {count} of {self.length} frames can be read')
 
 
 class VideoWriter:
@@ -182,7 +180,7 @@ class VideoWriter:
 
     Args:
         path: the file to write.
-        rate: frames a second.
+        rate: frames per second.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
@@ -190,14 +188,14 @@ class VideoWriter:
         self._writer: cv2.VideoWriter | None = None
 
     def write(self, frame: np.ndarray) -> None:
-        """Adds a frame, BGR, (H, W, 3); all have one size.
+        """Adds a frame, BGR, (H, W, 3), of the same size as the others.
 
         Raises:
             OSError: if the file cannot be written.
         """
         if self._writer is None:
             size = (frame.shape[1], frame.shape[0])
-            code = cv2.VideoWriter_fourcc(*'mp4v')
+            code = cv2.VideoWriter.fourcc(*'mp4v')
             self._writer = cv2.VideoWriter(str(self._path), code, self._rate, size)
             if not self._writer.isOpened():
                 raise OSError(f'{self._path}: this OpenCV cannot write MP4 files')

@@ -9,14 +9,15 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from mmvitattn.engine import cli, preflight
+from mmvitattn import cli
+from mmvitattn.checkpoint.pretrained import drop_pretrained
 
 CONFIGS = ('semfpn_linglo_b0_40k_ade20k', 'upernet_qna_vit_tiny_160k_ade20k')
 
 
 def load(root, name):
     cfg = Config.fromfile(root / f'configs/{name}.py')
-    preflight.drop_pretrained(cfg)
+    drop_pretrained(cfg)
     init_default_scope(cfg.default_scope)
     return cfg
 

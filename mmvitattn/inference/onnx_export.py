@@ -1,8 +1,8 @@
-"""ONNX files of backbones and whole models, for images of any number and size.
+"""Exports backbones and whole models to ONNX, for images of any number and size.
 
-One run is recorded; our own modules take the branches that are right for every size then. The few
-modules of the toolboxes that would be recorded for one size are exchanged while it runs. What comes
-out is compared with PyTorch at other sizes, which settles the matter.
+The exporter traces one run. Our own modules take branches that are valid for every size while they
+are traced; the few modules of the toolboxes whose trace would hard-code a size are replaced during
+the export. The file is then compared with PyTorch at other sizes.
 """
 
 import inspect
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..models.base import PyramidBackbone
-from .errors import UsageError
 
 OPSET = 17  # the newest that torch 2.1 writes
 TOLERANCE = 1e-4
@@ -29,29 +29,28 @@ Shape = tuple[int, int, int, int]
 class Exportable(nn.Module):
     """A model with one image as input and named tensors as outputs.
 
-    Backbones give their maps, classifiers and segmenters logits (those of a segmenter at the size
-    of its head), single-stage detectors the raw maps of their head, level by level.
+    The outputs are the maps of a backbone, the logits of a classifier or a segmenter (at the size
+    of its head), or the raw maps of a single-stage detector's head, level by level.
 
     Args:
         model: backbone, classifier, segmenter or detector.
 
     Raises:
-        UsageError: for a detector that runs in stages or with queries.
+        UsageError: for a detector with several stages or with queries.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        self.eval()  # as a whole: the exporter puts back the mode that it finds
-        self.is_backbone = isinstance(model, PyramidBackbone)
+        self.model: Any = model
+        self.eval()  # the wrapper too: the exporter restores the mode of the outermost module
         if _toolbox(model) == 'mmdet':
             from mmdet.models.detectors import SingleStageDetector
 
             if not isinstance(model, SingleStageDetector):
                 raise UsageError(
-                    f'{type(model).__name__} cannot be exported whole, only detectors with one '
-                    'dense head can: its proposals or queries depend on the pictures. '
-                    '--backbone-only exports its backbone'
+                    f'{type(model).__name__} cannot be exported: only detectors with one dense '
+                    'head can; proposals or queries depend on the image. Export its backbone: '
+                    '--backbone-only'
                 )
 
     def named_outputs(self, image: Tensor) -> dict[str, Tensor]:
@@ -60,7 +59,7 @@ class Exportable(nn.Module):
         Args:
             image: (B, C, H, W), normalised.
         """
-        if self.is_backbone:
+        if isinstance(self.model, PyramidBackbone):
             maps = self.model(image)
             return {f'stage_{i}': y for i, y in zip(self.model.out_indices, maps, strict=True)}
         outputs = self.model(image, mode='tensor')
@@ -89,10 +88,10 @@ def _flatten(outputs: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_shapes(min_size: int, channels: int = 3) -> list[Shape]:
-    """The shapes at which a file is compared with PyTorch, odd sizes among them.
+    """The shapes at which a file is compared with PyTorch, including odd sizes.
 
     Args:
-        min_size: least height and width that the model takes.
+        min_size: smallest height and width that the model accepts.
         channels: channels of the images.
     """
     m = min_size
@@ -109,8 +108,8 @@ def export_onnx(module: Exportable, path: Path, shape: Shape, metadata: Mapping[
     Args:
         module: what to export.
         path: the file.
-        shape: of the image that the recorded run gets; neither side may be special.
-        metadata: plain data to write into the file, values as JSON.
+        shape: of the image for the traced run.
+        metadata: plain data to write into the file; values are written as JSON.
 
     Raises:
         UsageError: if PyTorch's exporter cannot express the model.
@@ -125,13 +124,13 @@ def export_onnx(module: Exportable, path: Path, shape: Shape, metadata: Mapping[
         axes[name] = {0: 'batch'}
         if output.dim() == 4:
             axes[name].update({2: f'{name}_height', 3: f'{name}_width'})
-    # The exporter that records a run: it is the same in torch 2.1 and now, and takes seconds where
-    # the newer one takes minutes to prove what holds for all sizes.
+    # The tracing exporter is the same in torch 2.1 and now, and takes seconds where the newer one
+    # takes minutes to prove what is valid for all sizes.
     newer = 'dynamo' in inspect.signature(torch.onnx.export).parameters
-    options = dict(dynamo=False) if newer else {}
+    options: dict[str, Any] = dict(dynamo=False) if newer else {}
     try:
         with warnings.catch_warnings(), torch.no_grad(), _traceable(module):
-            warnings.simplefilter('ignore')  # a decision that was recorded shows in the comparison
+            warnings.simplefilter('ignore')  # the comparison reveals hard-coded decisions
             torch.onnx.export(
                 module,
                 (image,),
@@ -159,7 +158,7 @@ def largest_differences(module: Exportable, path: Path, shapes: Sequence[Shape])
         shapes: of the images.
 
     Returns:
-        For each shape the largest difference, over the largest value of the same output.
+        For each shape the largest difference, divided by the largest value of the same output.
 
     Raises:
         UsageError: if onnxruntime cannot run the file, or outputs have other shapes.
@@ -175,48 +174,45 @@ def largest_differences(module: Exportable, path: Path, shapes: Sequence[Shape])
             actual = session.run(None, {'image': image.numpy()})
             with torch.no_grad():
                 expected = module.named_outputs(image)
-            results.append(
-                max(
-                    _difference(name, torch.from_numpy(a), e)
-                    for a, (name, e) in zip(actual, expected.items(), strict=True)
-                )
-            )
+            pairs = zip(actual, expected.items(), strict=True)
+            results.append(max(_difference(n, torch.from_numpy(a), e) for a, (n, e) in pairs))
     except (errors.Fail, errors.InvalidArgument, errors.RuntimeException) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f'onnxruntime cannot run what was exported: {reason}') from error
+        raise UsageError(f'onnxruntime cannot run the exported file: {reason}') from error
     return results
 
 
 def _difference(name: str, actual: Tensor, expected: Tensor) -> float:
     if actual.shape != expected.shape:
         raise UsageError(
-            f'the exported model gives {name} {tuple(actual.shape)} where PyTorch gives '
-            f'{tuple(expected.shape)}: a size was recorded'
+            f'the exported model returns {name} {tuple(actual.shape)} where PyTorch returns '
+            f'{tuple(expected.shape)}: the export has hard-coded a size'
         )
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
 @contextmanager
 def _traceable(model: nn.Module) -> Iterator[None]:
-    """Gives modules of the toolboxes that compute with sizes in Python another ``forward``."""
-    exchanged = []
+    """Replaces ``forward`` of modules of the toolboxes that compute with sizes in Python."""
+    replaced = []
     for module in model.modules():
         if type(module) is nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
-            module.forward = MethodType(_adaptive_average, module)
+            forward = _adaptive_average
         elif type(module).__name__ == 'Upsample' and type(module).__module__.startswith('mmseg.'):
-            module.forward = MethodType(_upsample, module)
+            forward = _upsample
         else:
             continue
-        exchanged.append(module)
+        module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+        replaced.append(module)
     try:
         yield
     finally:
-        for module in exchanged:
+        for module in replaced:
             del module.forward
 
 
-def _upsample(self: nn.Module, x: Tensor) -> Tensor:
-    """mmseg's, which makes a size of its factor by ``int``."""
+def _upsample(self: Any, x: Tensor) -> Tensor:
+    """Upsampling by a factor; mmseg's own converts the size with ``int``."""
     options = dict(mode=self.mode, align_corners=self.align_corners)
     return F.interpolate(x, size=self.size or None, scale_factor=self.scale_factor, **options)
 
@@ -228,8 +224,8 @@ def _adaptive_average(self: nn.AdaptiveAvgPool2d, x: Tensor) -> Tensor:
 
 
 def _averages(size: int, bins: int, x: Tensor) -> Tensor:
-    """Weights (bins, size) of the averages on one axis."""
-    options = dict(device=x.device, dtype=x.dtype)
+    """Weights (bins, size) of the averages along one axis."""
+    options: dict[str, Any] = dict(device=x.device, dtype=x.dtype)
     position = torch.arange(size, **options)
     length = torch.ones_like(position).sum()
     index = torch.arange(bins, **options)[:, None]

@@ -12,9 +12,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmvitattn.engine import preflight
-from mmvitattn.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.models import LinGlo, QnAViT, SAGViT
+from mmvitattn.training.layer_decay import LayerDecayOptimWrapperConstructor
 
 LR, DECAY, RATE = 1e-3, 0.05, 0.8
 FAMILIES = {
@@ -141,7 +141,7 @@ def test_bare_and_wrapped_models_agree(tmp_path):
 def test_models_of_all_toolboxes(root, config):
     cfg = Config.fromfile(root / f'configs/{config}.py')
     init_default_scope(cfg.default_scope)
-    preflight.drop_pretrained(cfg)
+    drop_pretrained(cfg)
     model = MODELS.build(copy.deepcopy(cfg.model))
     options = options_by_name(model, optimizer_of(model, cfg.default_scope))
     assert set(options) == {name for name, _ in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""Pictures of classifications, one file for each picture."""
+"""Drawings of classifications, one file for each image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +13,13 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class ClassificationPicturesHook(Hook):
-    """Draws the predicted and the true label on every test picture.
+    """Draws the predicted and the true label on every test image.
 
-    mmpretrain's own hook names files by the picture's name alone, which repeats from one class
-    folder to the next, and cannot draw under test-time augmentation. Here the folder is part of the
-    name.
+    mmpretrain's own hook uses only the image's file name, which can occur in several class folders,
+    and cannot draw under test-time augmentation. Here the folder is part of the name.
 
     Args:
-        out_dir: folder of the pictures.
+        out_dir: folder of the drawings.
     """
 
     def __init__(self, out_dir: str) -> None:
@@ -33,7 +32,7 @@ class ClassificationPicturesHook(Hook):
         data_batch: dict | None = None,
         outputs: Sequence | None = None,
     ) -> None:
-        """Draws the pictures of one batch."""
+        """Draws the images of one batch."""
         visualizer = Visualizer.get_current_instance()
         for sample in outputs or ():
             path = Path(sample.img_path)

@@ -1,4 +1,4 @@
-"""What the tools refuse, and say, before any work is done."""
+"""The errors of the tools before any work is done."""
 
 import importlib.util
 import sys
@@ -7,8 +7,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmvitattn.engine import preflight
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.checkpoint.pretrained import drop_pretrained
+from mmvitattn.errors import UsageError
+from mmvitattn.training import checks
 
 DETECTOR = 'configs/retinanet_linglo_b2_fpn_1x_coco.py'
 DEMO = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
@@ -16,14 +17,14 @@ DEMO = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
 
 @pytest.fixture
 def tool(root, monkeypatch):
-    """Parses a command line and makes the checks of a tool, in this process."""
+    """Runs the checks of a tool with a command line, in this process; returns the config."""
 
     def prepare(name, *arguments):
         spec = importlib.util.spec_from_file_location(f'tools_{name}', root / f'tools/{name}.py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
-        return module.prepare(module.parse_args())
+        return module.prepare(module.parse_args())[0]
 
     monkeypatch.chdir(root)
     return prepare
@@ -100,7 +101,7 @@ def test_a_run_is_not_written_over(tool, coco, tmp_path):
     elsewhere = tmp_path / 'other' / 'epoch_1.pth'
     elsewhere.parent.mkdir()
     elsewhere.touch()
-    with pytest.raises(UsageError, match='already holds the checkpoints'):
+    with pytest.raises(UsageError, match='already contains the checkpoints'):
         tool('train', *options, '--resume', elsewhere)
 
 
@@ -120,7 +121,7 @@ def test_a_resumed_run_needs_no_pretrained_weights(tool, coco, tmp_path):
 def test_only_a_training_is_resumed(tool, coco, tmp_path):
     weights = save(tmp_path / 'weights.pth')
     options = (DETECTOR, '--data-root', coco, '--work-dir', tmp_path / 'run')
-    with pytest.raises(UsageError, match='weights.pth holds no training to go on with'):
+    with pytest.raises(UsageError, match='weights.pth contains no state of a training'):
         tool('train', *options, '--resume', weights)
     override = ('--from-scratch', '--cfg-options', f'load_from={weights}')
     assert tool('train', *options, *override).load_from == str(weights)
@@ -133,8 +134,8 @@ def test_lists_of_initialisations_are_looked_through():
     other = dict(type='Constant', layer='Conv2d', val=0)
     cfg = Config(dict(model=dict(backbone=dict(init_cfg=[other, weights]))))
     with pytest.raises(UsageError, match='gone.pth'):
-        preflight.check_pretrained(cfg, 'config.py')
-    preflight.drop_pretrained(cfg)
+        checks.check_pretrained(cfg, 'config.py')
+    drop_pretrained(cfg)
     assert cfg.model.backbone.init_cfg == [other]
 
 
@@ -184,13 +185,13 @@ def test_wrapped_datasets_are_looked_through(tmp_path):
     ):
         cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
         with pytest.raises(UsageError, match=r'gone\.json'):
-            preflight.check_data(cfg, ('train',))
+            checks.check_data(cfg, ('train',))
 
 
 def test_remote_weights_are_left_to_mmengine():
     init_cfg = dict(type='Pretrained', checkpoint='https://example.org/weights.pth')
     cfg = Config(dict(model=dict(backbone=dict(init_cfg=init_cfg))))
-    preflight.check_pretrained(cfg, 'config.py')
+    checks.check_pretrained(cfg, 'config.py')
 
 
 def test_errors_end_the_tool_with_status_2(run_tool):

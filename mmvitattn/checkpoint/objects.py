@@ -1,7 +1,7 @@
 """The objects that MMEngine writes into checkpoints beside the weights, and how each is read.
 
-Where a class or function of NumPy's or Python's could do more than a checkpoint needs, a function
-here, which checks its arguments, stands in its place.
+Where a class or function of NumPy or Python can do more than a checkpoint needs, a function of this
+module, which checks its arguments, takes its place.
 """
 
 import math
@@ -14,29 +14,23 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
-from ..converters.torch_pickle import (
-    RELEASES,
-    TENSORS,
-    ReadableObjects,
-    RefusedObjectError,
-    set_attributes,
-)
+from .torch_pickle import RELEASES, TENSORS, AllowedObjects, RefusedObjectError, set_attributes
 
 NUMBERS_AND_STRINGS = re.compile(r'[biufcUS]\d+')
 STATISTICS = ('min', 'max', 'current', 'mean')
-ARRAY_CLASS = object()  # what a pickle gets where it names numpy.ndarray: nothing to call
+ARRAY_CLASS = object()  # replaces numpy.ndarray in a pickle: it cannot be called
 TENSOR_CLASS = object()  # the same for torch.Tensor
 
 
 def _encode(text: str, encoding: str = 'latin1') -> bytes:
-    """``bytes`` as a pickle of protocol 2 writes them."""
+    """``bytes`` as pickle protocol 2 writes them."""
     if type(text) is not str or encoding != 'latin1':
         raise RefusedObjectError(f'it encodes text as {encoding!r}, which is refused')
     return text.encode('latin1')
 
 
 def _get_attribute(owner: Any, name: str) -> Any:
-    """``getattr``, as a pickle of protocol 2 names a method."""
+    """``getattr``, by which pickle protocol 2 names a method."""
     if owner is not HistoryBuffer or name not in STATISTICS:
         raise RefusedObjectError(
             f'it contains the object builtins.getattr for {name!r} of {owner!r}, which is refused'
@@ -45,14 +39,14 @@ def _get_attribute(owner: Any, name: str) -> Any:
 
 
 def _new_array(cls: Any, shape: Any, kind: Any) -> np.ndarray:
-    """The empty array that a pickle then fills."""
+    """An empty array, whose state follows in the pickle."""
     if cls is not ARRAY_CLASS:
         raise RefusedObjectError(f'it contains an array of class {cls!r}, which is refused')
     return np.empty(0, np.int8)
 
 
-def _fill_array(array: np.ndarray, state: Any) -> None:
-    """Shape, type and content; of objects none, since those would be addresses."""
+def _fill_array(array: Any, state: Any) -> None:
+    """Sets shape, type and content; arrays of objects are refused: they consist of addresses."""
     version, shape, dtype, fortran_order, content = state
     if (
         not isinstance(dtype, np.dtype)
@@ -72,14 +66,14 @@ def _new_dtype(name: str, align: Any = False, copy: Any = True) -> np.dtype:
     return np.dtype(name, copy=True)
 
 
-def _set_byte_order(dtype: np.dtype, state: Any) -> None:
-    """Byte order; the rest of the state is what it is already."""
+def _set_byte_order(dtype: Any, state: Any) -> None:
+    """Sets the byte order; the rest of the state must be what the type has already."""
     if state[1] not in ('<', '>', '|', '=') or state[2:] != dtype.__reduce__()[2][2:]:
         raise RefusedObjectError(f'it alters the NumPy type {dtype}, which is refused')
     dtype.__setstate__(state)
 
 
-def _new_scalar(dtype: np.dtype, content: bytes) -> np.generic:
+def _new_scalar(dtype: np.dtype, content: bytes) -> Any:
     """A NumPy number or text."""
     array = np.empty(0, np.int8)
     _fill_array(array, (1, (), dtype, False, content))
@@ -93,7 +87,7 @@ def _rebuild_tensor(function: Any, cls: Any, args: tuple, state: Any) -> torch.T
     return function(*args)
 
 
-PLAIN = {
+PLAIN: dict[tuple[str, str], Any] = {
     (module, kind.__name__): kind
     for module in ('builtins', '__builtin__')  # protocol 2 writes the names of Python 2
     for kind in (set, frozenset, complex, slice, bytes, list, dict, int, float)
@@ -111,7 +105,7 @@ NUMPY = {
 DTYPES = {
     ('torch', name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
 }
-MMENGINE = ReadableObjects(
+MMENGINE = AllowedObjects(
     names={
         **TENSORS,
         **DTYPES,
@@ -123,7 +117,7 @@ MMENGINE = ReadableObjects(
         ('_codecs', 'encode'): _encode,
         ('builtins', 'getattr'): _get_attribute,
         ('__builtin__', 'getattr'): _get_attribute,
-        ('collections', 'Counter'): Counter,  # of MultiStepLR's milestones
+        ('collections', 'Counter'): Counter,  # the milestones of MultiStepLR
         ('collections', 'defaultdict'): defaultdict,
         ('collections', 'deque'): deque,
         ('mmengine.config.config', 'ConfigDict'): ConfigDict,
@@ -136,4 +130,6 @@ MMENGINE = ReadableObjects(
         np.dtype: _set_byte_order,
     },
     description="tensors, plain data and MMEngine's own types",
+    remedy='. If you trust the author of the file, read it with --trust-checkpoint; it can then '
+    'run any code',
 )

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.weights import load_backbone_weights, load_model_weights
+from mmvitattn.checkpoint import load_backbone_weights, load_model_weights
+from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
 
 ARCH = dict(channels=(8, 16), depths=(1, 2), num_heads=(1, 2), ffn_ratios=(2, 2))

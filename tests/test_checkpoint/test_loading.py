@@ -1,4 +1,4 @@
-"""Checkpoints are read, and nothing that they contain is run."""
+"""Checkpoints are read without executing anything that they contain."""
 
 import builtins
 import http.server
@@ -19,15 +19,15 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
 
-from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
-from mmvitattn.engine.errors import UsageError
+from mmvitattn.checkpoint import load_checkpoint, use_safe_loading
+from mmvitattn.errors import UsageError
 
 DETECTOR = 'configs/demo/retinanet_linglo_b0_fpn_shapes.py'
 
 
 @pytest.fixture
 def loaders(monkeypatch):
-    """MMEngine's loaders, as they were again afterwards."""
+    """Restores MMEngine's loaders afterwards."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     monkeypatch.setattr(mmengine_checkpoint, 'load_from_http', mmengine_checkpoint.load_from_http)
 
@@ -204,7 +204,7 @@ def test_malicious_files_are_refused_and_nothing_runs(kind, place, tmp_path):
     ],
 )
 def test_listed_classes_and_functions_cannot_be_altered(target, tmp_path):
-    """BUILD with a pair sets attributes of whatever stands on the stack."""
+    """BUILD with a pair sets attributes of whatever is on the stack."""
     path = tmp_path / 'checkpoint.pth'
     state = b'N}X\x05\x00\x00\x00wrongK\x01s\x86'  # (None, {'wrong': 1})
     path.write_bytes(b'\x80\x02c' + target.encode() + b'\n' + state + b'b.')
@@ -279,6 +279,21 @@ def test_mmengine_reads_files_and_addresses_safely(tmp_path, loaders, monkeypatc
         assert ran.exists()
     finally:
         server.shutdown()
+
+
+def test_mmengine_gets_what_was_read_before_once(tmp_path, loaders):
+    path = str(tmp_path / 'gone.pth')
+    state_dict = OrderedDict(weight=torch.arange(3.0))
+    state_dict._metadata = dict(version=2)
+    checkpoint = dict(state_dict=state_dict, param_groups=[torch.ones(2)])
+    loaded = {path: checkpoint}
+    use_safe_loading(loaded=loaded)
+    read = CheckpointLoader.load_checkpoint(path, 'meta')
+    assert read is checkpoint and loaded == {}
+    assert read['state_dict']._metadata == dict(version=2)
+    assert read['state_dict']['weight'].is_meta and read['param_groups'][0].is_meta
+    with pytest.raises(UsageError, match='there is no checkpoint'):
+        CheckpointLoader.load_checkpoint(path, 'cpu')
 
 
 @pytest.mark.parametrize('tool', ['test', pytest.param('train', marks=pytest.mark.slow)])

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmvitattn.engine.errors import UsageError
-from mmvitattn.engine.media import (
-    UnreadableError,
+from mmvitattn.errors import UnreadableError, UsageError
+from mmvitattn.inference.media import (
     VideoReader,
     VideoWriter,
     check_out_dir,
@@ -31,7 +30,7 @@ def test_folders_are_searched_and_files_taken_as_they_are(tmp_path, monkeypatch)
     with pytest.raises(UsageError, match='there is no input gone'):
         find_inputs(['in', 'gone'])
     (tmp_path / 'bare').mkdir()
-    with pytest.raises(UsageError, match='bare: the folder holds no pictures'):
+    with pytest.raises(UsageError, match='bare: the folder contains no images'):
         find_inputs(['bare'])
 
 
@@ -121,7 +120,7 @@ def test_broken_videos_are_noticed(tmp_path):
     with pytest.raises(UnreadableError, match='of 50 frames can be read'):
         list(VideoReader(path))
     path.write_bytes(b'no video')
-    with pytest.raises(UnreadableError, match='no video that can be read'):
+    with pytest.raises(UnreadableError, match='not a video that can be read'):
         VideoReader(path)
 
 
@@ -130,5 +129,5 @@ def test_existing_results_are_kept(tmp_path):
     check_out_dir(tmp_path)
     (tmp_path / 'old.png').touch()
     for path in (tmp_path, tmp_path / 'old.png'):
-        with pytest.raises(UsageError, match='exists and is no empty folder'):
+        with pytest.raises(UsageError, match='exists and is not an empty folder'):
             check_out_dir(path)

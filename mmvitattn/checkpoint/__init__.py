@@ -1,0 +1,13 @@
+"""Checkpoints: reading them safely, writing them completely, and loading them into models."""
+
+from .loading import load_checkpoint, use_safe_loading
+from .torch_pickle import read_torch_pickle
+from .weights import load_backbone_weights, load_model_weights
+
+__all__ = [
+    'load_backbone_weights',
+    'load_checkpoint',
+    'load_model_weights',
+    'read_torch_pickle',
+    'use_safe_loading',
+]

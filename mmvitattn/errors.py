@@ -1,0 +1,32 @@
+"""Errors that a user can correct. The tools show their messages without a traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UsageError(Exception):
+    """Wrong input; the message names the value and the remedy."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint cannot be read, or does not fit the model."""
+
+
+class UnreadableError(UsageError):
+    """An image or a video cannot be read, or not to its end."""
+
+
+@contextmanager
+def usage_errors_exit(*others: type[Exception]) -> Iterator[None]:
+    """Turns a :class:`UsageError` inside the block into its message and exit status 2.
+
+    Args:
+        others: further types of errors that the input can cause in this block.
+    """
+    shown: tuple[type[Exception], ...] = (UsageError, *others)
+    try:
+        yield
+    except shown as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None

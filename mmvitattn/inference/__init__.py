@@ -1,0 +1,1 @@
+"""Inference: models of configs, predictors for the three tasks, images and videos, ONNX export."""
