@@ -2,7 +2,7 @@
 
 For each picture, OUT_DIR gets a picture with boxes, masks or labels drawn on it, a JSON file, and
 for segmentation a PNG file with the class of each pixel; for each video an MP4 file and one line of
-JSON a frame. Files that cannot be read are skipped and named at the end.
+JSON per frame. Files that cannot be read are skipped and listed at the end.
 """
 
 import argparse
@@ -45,9 +45,13 @@ def parse_args() -> argparse.Namespace:
         help='new or empty; default %(default)s',
     )
     parser.add_argument(
-        '--score-thr', type=float, help='least score drawn and written; default 0.3 for boxes'
+        '--score-thr',
+        type=float,
+        help='lowest score that is drawn and written; default 0.3 for boxes',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='pictures of one size at a time')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='pictures of equal size per batch'
+    )
     add_model_options(parser)
     return parser.parse_args()
 
@@ -58,8 +62,8 @@ class Inference:
     Args:
         predictor: the model.
         out_dir: folder of the results.
-        score_thr: least score drawn and written.
-        batch_size: most pictures that go through the network together.
+        score_thr: lowest score that is drawn and written.
+        batch_size: most pictures per batch.
     """
 
     def __init__(
@@ -106,7 +110,7 @@ class Inference:
             Path(f'{base}{RECORD}').write_text(json.dumps(record, indent=2) + '\n')
 
     def _predict(self, images: dict[Path, np.ndarray]) -> Iterator[tuple[Path, object]]:
-        """Predicts together or, where a picture is refused, one by one."""
+        """Predicts in one batch, or one by one if a picture in it is invalid."""
         try:
             samples = self.predictor.predict(list(images.values()))
             yield from zip(images, samples, strict=True)
@@ -140,7 +144,7 @@ class Inference:
 
 
 def _groups(files: list[Path], size: int) -> Iterator[list[Path]]:
-    """Up to ``size`` pictures that follow each other; videos alone."""
+    """Up to ``size`` consecutive pictures, or one video."""
     group: list[Path] = []
     for file in files:
         if group and (media.is_video(file) or len(group) == size):

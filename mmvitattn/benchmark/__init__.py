@@ -38,11 +38,6 @@ class Size:
     arch: str = ''
     training: bool = False
 
-    @property
-    def positions(self) -> int:
-        """Positions of one map, or pixels of one image."""
-        return self.height * self.width
-
     def describe(self) -> str:
         """Label of a table's row: batch, and what differs between the cases of a group."""
         parts = [self.arch] if self.arch else []
@@ -129,7 +124,8 @@ class Group:
 
     def place(self, case: Case) -> float:
         """Position of a case on the group's axis."""
-        return float(case.size.kernel_size if self.axis == 'window side' else case.size.positions)
+        size = case.size
+        return float(size.kernel_size if self.axis == 'window side' else size.height * size.width)
 
     def input_shapes(self, case: Case) -> Sequence[tuple[int, ...]]:
         """Shapes of a case's inputs."""

@@ -192,20 +192,14 @@ def attention_groups(quick: bool, on_gpu: bool) -> list[Group]:
     small = Size(batch, *MAP, CHANNELS, QNA_HEADS)
     large = Size(dense_batch, *DENSE_MAP, CHANNELS, QNA_HEADS)
     sizes, sides = (28, 56, 112, 224, 448), {'small': 224, 'tiny': 224, 'CIFAR': 32}
-    if not on_gpu:
-        return [
-            _window_group('window', small, (3, 7, 11, 15), SASAS),
-            _window_group('dense_map', large, (3, 7, 11)),
-            _global_group(sizes),
-            sag_group(sides, batch),
-        ]
-    return [
-        _window_group('window', small, (3, 7, 11, 15), (*SASAS, *COMPILED)),
-        _window_group('dense_map', large, (3, 7, 11), (*SASAS, *COMPILED)),
-        _global_group(sizes, ('key-only, reference, compiled',)),
-        sag_group(sides, batch, more=('SAG, one by one, compiled',)),
-        _window_sum_group(small, large),
+    windows = (*SASAS, *COMPILED) if on_gpu else SASAS
+    groups = [
+        _window_group('window', small, (3, 7, 11, 15), windows),
+        _window_group('dense_map', large, (3, 7, 11), windows if on_gpu else ()),
+        _global_group(sizes, ('key-only, reference, compiled',) if on_gpu else ()),
+        sag_group(sides, batch, more=('SAG, one by one, compiled',) if on_gpu else ()),
     ]
+    return [*groups, _window_sum_group(small, large)] if on_gpu else groups
 
 
 def _window_group(

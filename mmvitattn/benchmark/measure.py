@@ -9,12 +9,13 @@ import functools
 import gc
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -99,7 +100,7 @@ class Call:
         """Runs only the forward."""
         grads = nullcontext() if self.trains else torch.inference_mode()
         with grads, self._types():
-            outputs = list(_tensors(self.module(*self.inputs)))
+            outputs, _ = tree_flatten(self.module(*self.inputs))  # may be nested
         # What must move at least: inputs and outputs, and in the backward their gradients.
         self.moved_bytes = sum(t.nbytes for t in (*self.inputs, *outputs)) * (1 + self.trains)
         return outputs
@@ -131,15 +132,6 @@ _SDPA = getattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu', N
 _SDPA_ON_CPU = {_SDPA: _sdpa_flops} if _SDPA else {}
 
 
-def _tensors(output: object) -> Iterator[Tensor]:
-    """The tensors of a module's output, which may be nested lists and tuples."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, list | tuple):
-        for item in output:
-            yield from _tensors(item)
-
-
 @dataclasses.dataclass
 class Measurement:
     """What was measured of one contestant in one case and mode."""
@@ -168,11 +160,7 @@ class Measurement:
         return quartiles(self.seconds)[0] if self.seconds else None
 
     def least_seconds(self, rates: Mapping[str, float]) -> float:
-        """Time below which no implementation of these steps can be on this machine.
-
-        The larger of the bytes that must move over the rate of a copy, and the FLOPs over the rate
-        of a matrix product.
-        """
+        """Lower bound: bytes at the rate of a copy, or FLOPs at that of a matrix product."""
         by_copy = self.moved_bytes / rates['copy_bytes']
         return max(by_copy, (self.flops or 0) / rates['matmul_flops'])
 
@@ -288,7 +276,7 @@ def interleave(
     least_rounds: int,
     device: torch.device,
 ) -> dict[str, list[float]]:
-    """Times all calls in rounds.
+    """Times calls in rounds: seconds per call, one figure per round, by name.
 
     Args:
         calls: what is timed, by name.
@@ -296,9 +284,6 @@ def interleave(
         seconds: time that all rounds together may take.
         least_rounds: rounds that are run even if they take longer.
         device: where the calls compute.
-
-    Returns:
-        Seconds per call, one figure per round, by name.
     """
     repeats = {
         name: min(MOST_REPEATS, max(1, math.ceil(SHORTEST_SAMPLE / max(expected[name], 1e-9))))

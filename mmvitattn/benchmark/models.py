@@ -116,8 +116,8 @@ BOXES = (
 class DetectorStep(nn.Module):
     """RetinaNet on prepared images: losses in training, boxes in evaluation.
 
-    The neck gives maps of strides 8 to 128 for each backbone; SAG has none of stride 32, for which
-    the neck's additional levels make up.
+    The neck gives maps of strides 8 to 128 for each backbone; SAG's map of stride 32 is one of the
+    neck's additional levels.
 
     Args:
         backbone: settings of the backbone.

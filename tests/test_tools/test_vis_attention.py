@@ -237,7 +237,7 @@ def test_errors(run_tool, root, tiny_config, write_picture, tmp_path):
         (picture, 'gone.py'): 'there is no config gone.py',
         (tmp_path / 'gone.png', config): 'there is no picture',
         (tmp_path / 'broken.png', config): 'broken.png: it is no picture that can be read',
-        (picture, resnet): 'its backbone is none of LinGlo, QnA-ViT, SAG',
+        (picture, resnet): 'its backbone is not LinGlo, QnA-ViT or SAG',
         (picture, config, 'gone.pth'): 'there is no checkpoint gone.pth',
         (picture, config, '--positions', '90,3'): 'outside the picture of 80 x 64',
     }.items():
