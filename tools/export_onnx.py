@@ -1,13 +1,13 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
 CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
-Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, also odd ones,
-before it gets its final name.
+Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, also odd
+ones, before it gets its final name.
 
-Outputs: the maps of a backbone; the logits of a classifier; the logits of a segmenter at the size of
-its head; the raw maps of a single-stage detector's head, level by level, without boxes, thresholds
-and suppression. The input is the normalised image; the file's metadata hold its mean, std and order
-of channels.
+Outputs: the maps of a backbone; the logits of a classifier; the logits of a segmenter at the size
+of its head; the raw maps of a single-stage detector's head, level by level, without boxes,
+thresholds and suppression. The input is the normalised image; the file's metadata hold its mean,
+std and order of channels.
 """
 
 import argparse

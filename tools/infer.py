@@ -47,11 +47,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--score-thr',
         type=float,
-        help='lowest score that is drawn and written; default 0.3 for boxes',
+        help='lowest score drawn and written; default 0.3 for boxes',
     )
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='pictures of equal size per batch'
-    )
+    parser.add_argument('--batch-size', type=int, default=1, help='pictures per batch, of one size')
     add_model_options(parser)
     return parser.parse_args()
 

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--arch',
         choices=list(QnAViT.arch_zoo),
-        help='default: inferred from the shapes in the file',
+        help='default: inferred from the shapes',
     )
     parser.add_argument(
         '--window',
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--config',
         metavar='FILE.json',
-        help="the release's model configuration, if the weights leave options open; replaces --arch",
+        help="the release's model settings, if the weights do not show all; replaces --arch",
     )
     return parser.parse_args()
 

@@ -22,7 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--arch',
         choices=list(SAGViT.arch_zoo),
-        help='default: inferred from the shapes in the file',
+        help='default: inferred from the shapes',
     )
     parser.add_argument(
         '--num-heads',
