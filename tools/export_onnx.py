@@ -1,13 +1,13 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
 CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
-Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, odd ones
-among them, before it is put in its place.
+Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, also odd
+ones, before it gets its final name.
 
-What comes out: of a backbone its maps; of a classifier its logits; of a segmenter its logits at the
-size of its head; of a single-stage detector the raw maps of its head, level by level: boxes,
-thresholds and suppression stay outside. The input is the normalised image; the file's metadata
-have mean, std and order of its colours.
+Outputs: the maps of a backbone; the logits of a classifier; the logits of a segmenter at the size
+of its head; the raw maps of a single-stage detector's head, level by level, without boxes,
+thresholds and suppression. The input is the normalised image; the file's metadata hold its mean,
+std and order of channels.
 """
 
 import argparse
@@ -44,12 +44,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', nargs='?', help='checkpoint; default: random weights')
     parser.add_argument('--out', type=Path, help='file to write; default: the name with .onnx')
     parser.add_argument(
-        '--backbone-only', action='store_true', help="export a config's backbone alone"
+        '--backbone-only', action='store_true', help="export only a config's backbone"
     )
     parser.add_argument(
         '--training-form',
         action='store_true',
-        help="leave out the folding of LinGlo's position encoding into single convolutions",
+        help="do not fold LinGlo's position encoding into single convolutions",
     )
     add_force_argument(parser, '--out')
     add_trust_argument(parser)

@@ -68,7 +68,9 @@ def test_contents(wheel, sources):
     assert 'mmvitattn/.mim/model-index.yml' in names
     assert not [name for name in names if name.startswith('tests/') or '__pycache__' in name]
     modules = {p.relative_to(sources).as_posix() for p in (sources / 'mmvitattn').rglob('*.py')}
-    assert {*modules, 'mmvitattn/py.typed'} <= names
+    benchmark = {name for name in modules if name.startswith('mmvitattn/benchmark/')}
+    assert benchmark and {*modules, 'mmvitattn/py.typed'} - benchmark <= names
+    assert not [name for name in names if 'benchmark' in name]  # for a clone
 
 
 CODE = """

@@ -1,9 +1,9 @@
-"""Makes a file to hand on: ``python tools/model_converters/publish_model.py SRC DST``.
+"""Makes a checkpoint to publish: ``python tools/model_converters/publish_model.py SRC DST``.
 
 DST ends in .pth or .safetensors and gets the first eight digits of its SHA-256 into its name, as in
 the OpenMMLab toolboxes. It holds the weights as plain tensors and the checkpoint's description,
-with the config's text, as plain data; optimizer, schedules and all other training state stay
-behind. Where training kept an average of the weights (EMA), that is what is published.
+with the config's text, as plain data; optimizer, schedules and all other training state are left
+out. If training kept an average of the weights (EMA), the average is published.
 """
 
 import argparse

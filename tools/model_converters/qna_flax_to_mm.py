@@ -22,13 +22,15 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_file_arguments(parser, 'checkpoint_0')
     parser.add_argument(
-        '--arch', choices=list(QnAViT.arch_zoo), help='default: told by the shapes in the file'
+        '--arch',
+        choices=list(QnAViT.arch_zoo),
+        help='default: inferred from the shapes',
     )
     parser.add_argument(
         '--window',
         type=int,
         nargs='+',
-        help='new window sides of window self-attention, one or one a stage; bias tables are '
+        help='new window sides of window self-attention, one or one per stage; bias tables are '
         'resized. Give the backbone the same window_sizes',
     )
     parser.add_argument(
@@ -40,8 +42,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--config',
         metavar='FILE.json',
-        help="the release's model configuration, where the file leaves open what it describes; "
-        'takes the place of --arch',
+        help="the release's model settings, if the weights do not show all; replaces --arch",
     )
     return parser.parse_args()
 

@@ -56,7 +56,7 @@ def fold(backbone: nn.Module, source: str) -> float:
     if set(backbone.state_dict()) == names:
         raise UsageError(
             f'{source}: nothing can be folded: {type(backbone).__name__} has one form, or the '
-            'checkpoint has the deploy form already'
+            'checkpoint already has the deploy form'
         )
     with torch.no_grad():
         actual = backbone(images)
@@ -67,7 +67,7 @@ def fold(backbone: nn.Module, source: str) -> float:
 
 @torch.no_grad()
 def _unfolded_outputs(backbone: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-    """Outputs by the definition: in evaluation mode our modules fold as they run."""
+    """Outputs by the definition; in evaluation mode our modules otherwise fold on the fly."""
     parts = [m for m in backbone.modules() if isinstance(m, RPCPE) and not m.deployed]
     for module in parts:
         module.forward = module.forward_branches

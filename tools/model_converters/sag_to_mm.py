@@ -21,14 +21,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_file_arguments(parser, 'sag_small.pth')
     parser.add_argument(
-        '--arch', choices=list(SAGViT.arch_zoo), help='default: told by the shapes in the file'
+        '--arch',
+        choices=list(SAGViT.arch_zoo),
+        help='default: inferred from the shapes',
     )
     parser.add_argument(
         '--num-heads',
         type=int,
         nargs='+',
-        help='attention heads, one number or one a stage, noted beside the weights; shapes do not '
-        'tell them for a model with keys and values for each head that is none of the published',
+        help='attention heads, one number or one per stage, stored with the weights; needed for a '
+        'model that is not a published one and has keys and values for each head: its shapes do '
+        'not show the number of heads',
     )
     return parser.parse_args()
 
