@@ -3,7 +3,9 @@
 Maps are (B, H, W, C) before and after a layer; SAG's stem starts from images (B, 3, H, W).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +22,9 @@ from mmvitattn.layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from . import MODES, Builder, Case, Contestant, Group, Size, modules
 
 # Patch embedding of each SAG architecture, then heads and `shared_kv` of its first block.
-_IMAGENET = dict(in_channels=3, shifts=IMAGENET_SHIFTS, border='extend')
-_CIFAR = dict(in_channels=3, shifts=CIFAR_SHIFTS, border='roll')
-SAG_STEMS = {
+_IMAGENET: dict[str, Any] = dict(in_channels=3, shifts=IMAGENET_SHIFTS, border='extend')
+_CIFAR: dict[str, Any] = dict(in_channels=3, shifts=CIFAR_SHIFTS, border='roll')
+SAG_STEMS: dict[str, tuple[dict[str, Any], tuple[int, bool]]] = {
     'small': (dict(channels=64, kernel_size=4, stride=4, padding=0, **_IMAGENET), (2, False)),
     'tiny': (dict(channels=192, kernel_size=9, stride=7, padding=1, **_IMAGENET), (4, False)),
     'CIFAR': (dict(channels=192, kernel_size=3, stride=1, padding=1, **_CIFAR), (3, True)),
@@ -47,11 +49,11 @@ def _sag(s: Size) -> nn.Module:
     return EmbedAndAttend(s.arch)
 
 
-def _layer(layer: type[nn.Module], **options: bool) -> Builder:
+def _layer(layer: Callable[..., nn.Module], **options: bool) -> Builder:
     return lambda s: layer(s.channels, s.heads, s.kernel_size, **options)
 
 
-def _global(layer: type[nn.Module]) -> Builder:
+def _global(layer: Callable[..., nn.Module]) -> Builder:
     return lambda s: layer(s.channels, s.heads)
 
 
@@ -74,7 +76,7 @@ def forced(build: Builder, setting: str) -> Builder:
 
 def _compiled(build: Builder, setting: str = '') -> Builder:
     # Forced from outside, so that the compiler need not trace how implementations are chosen.
-    return lambda s: modules.Forced(torch.compile(build(s)), setting)
+    return lambda s: modules.Forced(cast(nn.Module, torch.compile(build(s))), setting)
 
 
 QNA_LOOP = 'learned_query_attention=offset_loop'

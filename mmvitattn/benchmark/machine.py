@@ -66,7 +66,7 @@ def _libc(function: str, *args: int) -> None:
         getattr(libc, function)(*args)
 
 
-def peak_on_cpu(call: Callable[[], None]) -> int | None:
+def peak_on_cpu(call: Callable[[], object]) -> int | None:
     """Bytes by which one call raises the resident set; ``None`` where Linux does not report it.
 
     The call must have run before, because the first run also loads code.
@@ -89,7 +89,7 @@ def _status(key: str) -> int:
     raise OSError(f'/proc/self/status has no {key}')
 
 
-def peak_on_gpu(call: Callable[[], None]) -> int:
+def peak_on_gpu(call: Callable[[], object]) -> int:
     """Bytes that one call allocates at its peak, by PyTorch's allocator."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -141,13 +141,13 @@ def failure(error: Exception) -> str:
     return f'failed: {type(error).__name__}: {lines[0]}'
 
 
-def warm_up(call: Callable[[], None], device: torch.device) -> float:
+def warm_up(call: Callable[[], object], device: torch.device) -> float:
     """Calls until buffers, caches and compiled code are ready; seconds of the last call."""
     elapsed = sample(call, 1, device)
     return sample(call, 1, device) if elapsed < ANOTHER_WARM_UP else elapsed
 
 
-def sample(call: Callable[[], None], repeats: int, device: torch.device) -> float:
+def sample(call: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Mean seconds of consecutive calls; a GPU is timed by its own events."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -158,10 +158,10 @@ def sample(call: Callable[[], None], repeats: int, device: torch.device) -> floa
         end.record()
         torch.cuda.synchronize(device)
         return start.elapsed_time(end) / 1000 / repeats
-    start = time.perf_counter()
+    began = time.perf_counter()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (time.perf_counter() - began) / repeats
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str, float]:

@@ -155,9 +155,9 @@ class Measurement:
         return self.left_out is not None and self.left_out.startswith('failed')
 
     @property
-    def time(self) -> float | None:
-        """Median seconds, ``None`` where it did not run."""
-        return quartiles(self.seconds)[0] if self.seconds else None
+    def time(self) -> float:
+        """Median seconds; NaN where it did not run."""
+        return quartiles(self.seconds)[0] if self.seconds else math.nan
 
     def least_seconds(self, rates: Mapping[str, float]) -> float:
         """Lower bound: bytes at the rate of a copy, or FLOPs at that of a matrix product."""
@@ -270,7 +270,7 @@ def _compare(
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], None]],
+    calls: Mapping[str, Callable[[], object]],
     expected: Mapping[str, float],
     seconds: float,
     least_rounds: int,
@@ -291,7 +291,8 @@ def interleave(
     }
     per_round = sum(repeats[name] * expected[name] for name in calls)
     rounds = max(least_rounds, min(MOST_ROUNDS, int(seconds / max(per_round, 1e-9))))
-    order, times = list(calls), {name: [] for name in calls}
+    order = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in calls}
     shuffle = random.Random(0).shuffle
     gc.collect()
     gc.disable()

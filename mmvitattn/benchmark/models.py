@@ -6,6 +6,8 @@ training form for training, otherwise in its deploy form.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,11 @@ from . import BACKWARD, FORWARD, MODES, Builder, Case, Contestant, Group, Size, 
 from .layers import LAYERS, ONE_BY_ONE, forced
 
 
-def _linglo(arch: str, **options: str) -> Builder:
+def _linglo(arch: str, **options: Any) -> Builder:
     return lambda s: LinGlo(arch, drop_path_rate=0.0, deploy=not s.training, **options)
 
 
-def _vit(model: type[nn.Module], arch: str, **options: object) -> Builder:
+def _vit(model: Callable[..., nn.Module], arch: str, **options: Any) -> Builder:
     return lambda _: model(arch, drop_path_rate=0.0, **options)
 
 
@@ -29,7 +31,7 @@ def _plain(build: Builder) -> Builder:
     return lambda s: modules.with_plain_softmax(build(s))
 
 
-def _timm(name: str, **options: object) -> Builder:
+def _timm(name: str, **options: Any) -> Builder:
     def build(_: Size) -> nn.Module:
         import timm
 
@@ -39,15 +41,15 @@ def _timm(name: str, **options: object) -> Builder:
 
 
 def _swin(s: Size) -> nn.Module:
-    options = dict(img_size=(s.height, s.width), drop_path_rate=0.0)
-    return _timm('swin_tiny_patch4_window7_224', **options)(s)
+    size = (s.height, s.width)
+    return _timm('swin_tiny_patch4_window7_224', img_size=size, drop_path_rate=0.0)(s)
 
 
 def _swin_sdpa(s: Size) -> nn.Module:
     model = _swin(s)
     for module in model.modules():
         if hasattr(module, 'fused_attn'):
-            module.fused_attn = True
+            module.fused_attn = True  # type: ignore[assignment]
     return model
 
 
@@ -239,9 +241,9 @@ def backbone_groups(quick: bool, batch: int) -> list[Group]:
         batch: images at 224 x 224 in the first group; larger ones are measured one by one.
     """
     if quick:
-        names = ('LinGlo-b0', *SAG_TINY_FORMS, *SWINS, *RESNETS)
+        few = ('LinGlo-b0', *SAG_TINY_FORMS, *SWINS, *RESNETS)
         return [
-            classification_group(1, 64, names, names),
+            classification_group(1, 64, few, few),
             _resolution_group((64, 128), ('LinGlo-b0', 'Swin-T', 'PVTv2-B2', 'ConvNeXt-T')),
             _figure_4_group((64, 96)),
         ]
@@ -272,8 +274,7 @@ def backbone_group(
     text: str = BACKBONE_TEXT,
 ) -> Group:
     """A group of backbones; arguments as for :class:`Group`."""
-    options = dict(images=True, autocast=True, least_rounds=rounds)
-    return Group(key, title, text, baseline, cases, axis, **options)
+    return Group(key, title, text, baseline, cases, axis, True, True, rounds)
 
 
 def classification_group(
@@ -335,5 +336,4 @@ def detector_group(
     padded = (batch, 3, *(n + -n % STRIDE for n in image))
     cases = [Case(Size(batch, *image), names, modes, shapes=(padded,))]
     title = f'RetinaNet, {image[0]} x {image[1]}, batch {batch}'
-    options = dict(images=True, autocast=True, least_rounds=3)
-    return Group('detector', title, DETECTOR_TEXT, 'RetinaNet, Swin-T', cases, **options)
+    return backbone_group('detector', title, cases, 'RetinaNet, Swin-T', text=DETECTOR_TEXT)

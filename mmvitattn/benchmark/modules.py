@@ -7,6 +7,8 @@ of which either may be faster: by ``F.unfold``, (B, C, k*k, N), or, with ``chann
 copies of strided views, (B, H, W, k*k, C).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -125,6 +127,7 @@ class UnfoldLearnedQuery(QnALayer):
         """Runs the layer."""
         query = self.query.unflatten(-1, (self.num_heads, -1))
         scores = learned_query_scores(x, query, self.key.weight, self.normalize_queries)
+        assert self.position_bias is not None
         tables = (self.position_bias, self.attention_scale)
         value = self.value(x).unflatten(-1, query.shape[1:])
         y = unfold_learned_query(scores, value, *tables, self.kernel_size, self.channels_last)
@@ -238,7 +241,8 @@ class FlexNeighbourhood(AttentionProjections):
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the layer."""
-        y = self.attend(*_split_heads(self, x), block_mask=self.mask)
+        query, key, value = _split_heads(self, x)
+        y = self.attend(query, key, value, block_mask=self.mask)
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
 
@@ -253,7 +257,7 @@ class SwinAttention(nn.Module):
 
         super().__init__()
         heads, shift = max(1, channels // SWIN_HEAD), SWIN_WINDOW // 2 if shifted else 0
-        block = SwinTransformerBlock(
+        block: Any = SwinTransformerBlock(
             channels, grid, heads, window_size=SWIN_WINDOW, shift_size=shift
         )
         block.attn.fused_attn = True  # SDPA, which timm does not use here by default

@@ -170,12 +170,12 @@ def _verdict_table(verdicts: Sequence[Verdict], rates: Rates) -> list[str]:
     for v in verdicts:
         sign = '>=' if v.target.kind == SPEED else '<='
         row = [v.target.what, f'{sign} {v.target.bound:g} {v.target.kind}']
-        if v.measured is None:
+        if v.measured is None or v.ours is None:
             rows.append([*row, 'not measured', *['-'] * 6])
             continue
-        spread = '' if v.lower is None else f' ({_number(v.lower)} to {_number(v.upper)})'
+        spread = f' ({_number(v.lower)} to {_number(v.upper)})' if v.lower and v.upper else ''
         row += [f'{_number(v.measured)}{spread}', 'yes' if v.met else 'no', v.baseline]
-        time = '-' if v.ours.time is None else _number(1000 * v.ours.time)
+        time = _number(1000 * v.ours.time) if v.ours.seconds else '-'
         rows.append([*row, time, *_work_cells(v.ours, rates), _number(v.ours.moved_bytes / MIB)])
     met = sum(v.met is True for v in verdicts)
     return [*_table(header, rows), '', f'{met} of {len(verdicts)} met.']

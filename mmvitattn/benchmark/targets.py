@@ -62,10 +62,8 @@ class Plan:
         self.quick = quick
         self.groups: list[Group] = []
         self.targets: list[Target] = []
-        self._window()
-        self._dense_map()
-        self._global()
-        self._sag()
+        for add in (self._window, self._dense_map, self._global, self._sag):
+            add()
         self._backbones()
         self._detection()
 
@@ -106,8 +104,8 @@ class Plan:
         title, text = 'QnA layer on the map of a detector', layers.WINDOW_TEXT
         self.groups.append(Group('dense_map', title, text, unfolds[0], cases, 'window side'))
         for case in cases:
-            what, bound = 'against the better unfold attention', bounds[case.size.kernel_size]
-            self._add(what, SPEED, bound, case, BACKWARD, 'QnA', *unfolds)
+            what, k = 'against the better unfold attention', case.size.kernel_size
+            self._add(what, SPEED, bounds[k], case, BACKWARD, 'QnA', *unfolds)
 
     def _global(self) -> None:
         middle, others = (14, (7, 28)) if self.quick else (112, (56, 224, 448))
@@ -119,7 +117,7 @@ class Plan:
         cases, text = [forward, backward, *rest], 'One head, 64 channels.'
         group = Group('global', 'Key-only attention', text, quadratic[0], cases, 'positions')
         self.groups.append(group)
-        for bound, other in zip((40, 60), quadratic, strict=True):
+        for bound, other in zip((40.0, 60.0), quadratic, strict=True):
             self._add(f'against {other}', SPEED, bound, forward, FORWARD, ours, other)
         self._add('slope of time against positions', SLOPE, 1.1, forward, FORWARD, ours)
         for case, mode, bound in ((forward, FORWARD, 1.8), (backward, BACKWARD, 2.3)):
@@ -196,8 +194,9 @@ def slopes(groups: Iterable[Group], measurements: Sequence[Measurement]) -> list
     return found
 
 
-def _figure(m: Measurement, measure: str) -> float | None:
-    return m.peak_bytes if measure == 'memory' else m.time
+def _figure(m: Measurement, measure: str) -> float:
+    """0 where nothing was measured."""
+    return (m.peak_bytes or 0) if measure == 'memory' else m.time if m.seconds else 0
 
 
 def judge(
@@ -216,8 +215,8 @@ def _verdict(
         return Verdict(target)
     if target.kind == SLOPE:
         key = (target.place[0], target.ours, target.mode, 'time')
-        fitted = [s.slope for s in slopes if (s.group, s.name, s.mode, s.measure) == key]
-        return Verdict(target, *fitted[:1], ours=ours)
+        fitted = {(s.group, s.name, s.mode, s.measure): s.slope for s in slopes}
+        return Verdict(target, fitted.get(key), ours=ours)
     measure = 'memory' if target.kind == MEMORY else 'time'
     others = [found.get((*target.place, target.mode, name)) for name in target.baselines]
     ran = [m for m in others if m is not None and _figure(m, measure)]

@@ -164,7 +164,7 @@ def choose(names: Sequence[str], sets: Mapping[str, RowSet]) -> list[RowSet]:
 def count_parameters(config: Path, counted: str) -> float:
     """Millions of parameters of a config's 'backbone' or 'model', in the form for inference."""
     with torch.device('meta'):  # nothing is computed
-        model = construct_model(read_model_config(config))
+        model: Any = construct_model(read_model_config(config))
         if hasattr(model.backbone, 'switch_to_deploy'):
             model.backbone.switch_to_deploy()
     counted_part = model.backbone if counted == 'backbone' else model
