@@ -13,7 +13,8 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
 
     A parameter of layer ``depth`` gets ``lr * decay_rate ** (num_layers - 1 - depth)``; whatever
     follows the backbone gets ``lr``. The backbone's ``get_layer_depth`` gives the depths. Weight
-    decay is that of the base class, and other vectors take none. Frozen parameters are left out; a shared one counts once.
+    decay is that of the base class, but vectors of any kind take none. Frozen parameters are left
+    out; a shared one counts once.
 
     Works for any model with a ``backbone``, wrapped for distributed training or not, and for a bare
     backbone. Use it as::
