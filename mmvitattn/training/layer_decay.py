@@ -13,7 +13,8 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
 
     A parameter of layer ``depth`` gets ``lr * decay_rate ** (num_layers - 1 - depth)``; whatever
     follows the backbone gets ``lr``. The backbone's ``get_layer_depth`` gives the depths. Weight
-    decay is that of the base class. Frozen parameters are left out; a shared one counts once.
+    decay is that of the base class, but vectors of any kind take none. Frozen parameters are left
+    out; a shared one counts once.
 
     Works for any model with a ``backbone``, wrapped for distributed training or not, and for a bare
     backbone. Use it as::
@@ -45,6 +46,8 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
         optimizer = optim_wrapper_cfg.get('optimizer', {})
         if 'optimizer' in optim_wrapper_cfg and optimizer.get('lr') is None:
             raise ValueError(f'{type(self).__name__}: the optimizer needs an lr, got {optimizer}')
+        if optimizer.get('weight_decay') is not None:
+            options.setdefault('flat_decay_mult', 0.0)
         super().__init__(optim_wrapper_cfg, options)
         # MMEngine ignores an empty paramwise_cfg, and with it the layers
         self.paramwise_cfg = {'decay_rate': rate, **self.paramwise_cfg}

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-NO_DECAY = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+# Not flat_decay_mult: sharded training flattens every parameter.
+NO_DECAY = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class WeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor, without weight decay where the model wants none.
 
-    Norms, biases and other vectors take no weight decay, nor do the parameters that any part of the
-    model names in ``no_weight_decay()``: the backbones of this package name position tables,
-    learned queries, saliency vectors and attention scales there. Works for any model, with or
-    without such a backbone, wrapped for distributed training or not. Use it as::
+    Norms and biases take no weight decay, nor do the parameters that any part of the model names in
+    ``no_weight_decay()``: the backbones of this package name position tables, learned queries,
+    saliency vectors and attention scales there. Works for any model, with or without such a
+    backbone, wrapped for distributed training or not. Use it as::
 
         optim_wrapper = dict(
             optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
@@ -29,9 +30,8 @@ class WeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: config of the optimizer wrapper, with ``optimizer``.
-        paramwise_cfg: MMEngine's usual keys. ``norm_decay_mult``, ``bias_decay_mult`` and
-            ``flat_decay_mult`` default to 0; a ``decay_mult`` in ``custom_keys`` overrides
-            ``no_weight_decay()``.
+        paramwise_cfg: MMEngine's usual keys. ``norm_decay_mult`` and ``bias_decay_mult`` default
+            to 0; a ``decay_mult`` in ``custom_keys`` overrides ``no_weight_decay()``.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:

@@ -64,6 +64,12 @@ def test_tables_vectors_and_biases_do_not_decay(kind, inside):
     assert DECAY in found.values() and 0 in found.values()
 
 
+def test_other_vectors_decay():
+    """Sharded training flattens every parameter, and so makes a vector of each."""
+    model = Model(nn.ParameterDict(dict(scale=nn.Parameter(torch.ones(4)))))
+    assert decays(model, optimizer_of(model))['student.part.scale'] == DECAY
+
+
 def test_custom_keys_hold():
     model = Model(QnAViT('tiny', out_indices=0))
     factors = {'part': dict(lr_mult=0.1), '.query': dict(decay_mult=0.5)}  # the longest counts

@@ -7,7 +7,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(  # norms and biases decay too
         norm_decay_mult=1.0,
         bias_decay_mult=1.0,
-        flat_decay_mult=1.0,
         custom_keys={'backbone': dict(lr_mult=0.1)},
     ),
 )

@@ -8,7 +8,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(
         norm_decay_mult=1.0,
         bias_decay_mult=1.0,
-        flat_decay_mult=1.0,
         custom_keys={'.query': dict(decay_mult=1.0)},
     ),
 )
