@@ -101,7 +101,7 @@ def shifted_patch_embedding(
     padding: int,
     border: str,
 ) -> Tensor:
-    """Convolutions of shifted images (SAG paper, section 3.1), one after another.
+    """Convolutions of shifted images (SAG paper, section 3.1), one by one.
 
     Arguments and result: see :func:`mmvitattn.ops.shifted_patch_embedding`.
     """

@@ -106,7 +106,8 @@ def _window_offsets(scores: Tensor, kernel_size: int, stride: int) -> list[Offse
 
     Only positions inside the image are listed, so that nothing needs padding.
     """
-    rows, columns = (_overlaps(size, kernel_size, stride) for size in scores.shape[3:])
+    # A list: torch.compile of torch 2.1 cannot unpack a generator.
+    rows, columns = [_overlaps(size, kernel_size, stride) for size in scores.shape[3:]]
     return [
         (i * kernel_size + j, (..., row[0], column[0]), (..., row[1], column[1]))
         for i, row in enumerate(rows)

@@ -15,7 +15,7 @@ import triton.language as tl
 from ..triton_support import LOWEST
 
 _LOWEST = tl.constexpr(LOWEST)
-# No kernels of their own for sizes that 16 divides: alignment follows from the channels.
+# Not compiled separately for sizes that 16 divides: alignment follows from the channels.
 _SIZES = ['height', 'width', 'output_height', 'output_width']
 
 
@@ -83,7 +83,7 @@ def _largest_scores(
 @triton.jit
 def _exponentials(scores, bias, at, mask, entry, cell, cell_ok, largest, CELLS: tl.constexpr):
     score = tl.load(scores + (at * CELLS + cell), mask=mask, other=float('-inf'))
-    # The difference first: it is exact where it matters, whatever the scores' size.
+    # The difference first: near the maximum it is exact, however large the scores are.
     return tl.exp((score - largest) + tl.load(bias + entry, mask=cell_ok, other=0.0))
 
 
@@ -139,7 +139,7 @@ def measure_windows(
     STRIDE: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """What the gradients need of each window: largest score, factor 1 / norm, and expected t.
+    """Statistics of each window for the gradients: largest score, factor 1 / norm, expected t.
 
     ``t_j = scale_j <grad, values_j>`` is the gradient of the softmax weight of offset j.
     """
@@ -190,10 +190,10 @@ def differentiate(
 ):  # fmt: skip
     """Gradients for a tile of the input, gathered from all windows that read it.
 
-    The tile's positions are of one residue modulo the stride, the second axis of the grid: they
-    serve the same window offsets. Where ``TABLES``, the tile's share in the gradients of bias and
-    scale is written as well, (tiles, k*k, q, h); an offset belongs to one residue, so that the
-    residues of a tile share one row.
+    The positions of a program have one residue modulo the stride, given by the second axis of the
+    grid, and are read at the same window offsets. With ``TABLES``, the tile's terms of the
+    gradients of bias and scale are written as well, (tiles, k*k, q, h); each offset belongs to one
+    residue, so all residues of a tile write to the same row.
     """
     CELLS: tl.constexpr = QUERIES * HEADS
     CHANNELS: tl.constexpr = HEADS * DIM
@@ -226,7 +226,7 @@ def differentiate(
     value_total = tl.zeros(value.shape, tl.float32)
     for dy in range((residue_y + KERNEL // 2) % STRIDE, KERNEL, STRIDE):
         for dx in range((residue_x + KERNEL // 2) % STRIDE, KERNEL, STRIDE):
-            # Multiples of the stride: the division leaves nothing to round.
+            # Multiples of the stride: the division is exact.
             window_y = (y + KERNEL // 2 - dy) // STRIDE
             window_x = (x + KERNEL // 2 - dx) // STRIDE
             used = exists & (window_y >= 0) & (window_y < output_height)
