@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--no-memory', action='store_true', help='no peak memory, no FLOPs')
         command.add_argument('--quick', action='store_true', help='tiny sizes, to try everything')
         if name in BATCHES:
-            text = 'images; backbones at more than 224 x 224 get them one by one'
+            text = 'images; backbones above 224 x 224 take one at a time'
             command.add_argument('--batch', type=_count, default=BATCHES[name], help=text)
     return parser.parse_args()
 
