@@ -342,7 +342,7 @@ def rates_of_runner(cfg, work_dir, epoch):
         work_dir=str(work_dir),
         train_dataloader=loader,
         train_cfg={**cfg.train_cfg, 'val_interval': 10**9},
-        optim_wrapper=cfg.optim_wrapper,
+        optim_wrapper=dict(optimizer=cfg.optim_wrapper.optimizer),  # without factors for parts
         param_scheduler=cfg.param_scheduler,
         default_hooks=dict.fromkeys(off),
         default_scope=cfg.default_scope,
