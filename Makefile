@@ -14,6 +14,8 @@ TORCH_openmmlab := torch==2.1.2 torchvision==0.16.2
 TORCH ?= $(TORCH_$(STACK))
 
 BIN := $(VENV)/bin
+# The type hints of torch 2.1 differ from those of current torch: types are checked on one stack.
+MYPY := $(if $(filter onedl,$(STACK)),$(BIN)/mypy)
 # The package is installed editable: an environment shared by several clones is pointed at the
 # one that is used.
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
@@ -28,16 +30,17 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # A run of its own: Triton decides at import whether its interpreter runs the kernels.
 TRITON_TESTS := TRITON_INTERPRET=1 $(PYTEST) --dist load tests/test_ops/test_triton_kernels.py
 
-.PHONY: help install demo test test-slow lint format
+.PHONY: help install demo test test-slow lint format docs
 
 help:
 	@echo 'make demo   train, evaluate and draw a detector on the embedded data set'
-	@echo 'make test   lint and the test suite; make test-slow  the long tests'
+	@echo 'make test   lint, types and the test suite; make test-slow  the long tests'
+	@echo 'make docs   the documentation as HTML, with an API reference, in build/docs'
 	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.py Makefile
+$(INSTALLED): pyproject.toml setup.py Makefile
 	@test -n '$(TORCH_$(STACK))' || { echo 'error: STACK=$(STACK): choose onedl or openmmlab'; exit 2; }
 	@$(PYTHON) -c 'import sys; stack = "$(STACK)"; v = sys.version_info[:2]; \
 	  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
@@ -52,9 +55,7 @@ demo: $(INSTALLED)
 	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
 	@mkdir -p $(RESULTS)
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-	  --work-dir $(DEMO_DIR)/test --out $(RESULTS)/predictions.pkl | tee $(RESULTS)/test.txt
-	$(BIN)/python tools/analysis_tools/draw_detections.py $(RESULTS)/predictions.pkl \
-	  data/shapes/coco/annotations/instances_val2017.json $(RESULTS)/pictures
+	  --work-dir $(DEMO_DIR)/test --show-dir $(RESULTS)/pictures | tee $(RESULTS)/test.txt
 	@echo
 	@grep '^ Average' $(RESULTS)/test.txt
 	@echo "pictures    $(RESULTS)/pictures/overview.png and others: true boxes left, predicted right"
@@ -64,6 +65,8 @@ demo: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(MYPY)
 
 test: lint
 	$(PYTEST)
@@ -76,3 +79,8 @@ test-slow: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo 'documentation  build/docs/index.html'

@@ -21,5 +21,5 @@ train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
     constructor='mmvitattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),  # mmseg: 0.9 a group of layers
+    paramwise_cfg=dict(decay_rate=0.95),  # mmseg: 0.9 a group of layers
 )

@@ -1,8 +1,8 @@
 """Records a new user's first session as docs/first_steps.md.
 
-``python docs/make_first_steps.py PHOTOGRAPH`` runs every command of the page in an empty folder
-and writes the page with what they print. PyTorch and the OpenMMLab packages are those of the Python
-that runs this: nothing is downloaded.
+``python docs/make_first_steps.py PHOTOGRAPH`` runs all commands of the page in an empty folder and
+writes the page with their output. PyTorch and the OpenMMLab packages are those of the Python that
+runs this script: nothing is downloaded.
 """
 
 import argparse
@@ -55,27 +55,28 @@ train_dataloader = test_dataloader = dict(
 PAGE = """\
 # First steps
 
-A recorded session, from an empty folder with a clone of this repository in `mmvitattn/`.
-[make_first_steps.py](make_first_steps.py) has run everything below, in this order; progress bars
-and most of the logs are left out.
+A recorded session that starts in an empty folder with a clone of this repository in `mmvitattn/`.
+[make_first_steps.py](make_first_steps.py) ran all commands below in this order; progress bars and
+most of the logs are omitted.
 
 ## Install
 
-PyTorch and torchvision come first, together and from one index; the recording has them, and the
-OpenMMLab packages, already. The wheel carries configs and tools.
+First install PyTorch and torchvision, both from the same index; here they and the OpenMMLab
+packages were already installed. The wheel includes the configs and tools.
 
 @WHEEL@
 
 @INSTALL@
 
-`[onedl]` are the maintained forks of the OpenMMLab packages, `[openmmlab]` the originals for torch
-2.1; `[export]` is for ONNX. The tools are there from any folder:
+`[onedl]` installs the maintained forks of the OpenMMLab packages, `[openmmlab]` the original
+packages for torch 2.1; `[export]` adds ONNX. The tools can be run in any folder:
 
 @TOOLS@
 
 ## A config of your own
 
-Three statements, nothing inherited: which toolbox, which model, which data. Save as `segmenter.py`:
+Three statements set the toolbox, the model and the data; nothing is inherited. Save this as
+`segmenter.py`:
 
 <!-- file: segmenter.py -->
 ```python
@@ -84,38 +85,38 @@ Three statements, nothing inherited: which toolbox, which model, which data. Sav
 
 ## Data
 
-A small data set that the computer draws, in the formats of COCO, ADE20K and ImageNet:
+Generate a small data set in the formats of COCO, ADE20K and ImageNet:
 
 @DATA@
 
 ## Train
 
-What else a training needs, here on the command line, usually stands in the config. A minute or two
-on CPUs:
+The remaining settings are given on the command line here; usually they are in the config. Training
+takes a minute or two on CPUs:
 
 @TRAIN@
 
 ## Predict
 
-A photograph of your own, `photo.jpg`:
+Segment your own photograph, `photo.jpg`:
 
 @INFER@
 
 @RESULT@
 
-The picture has the classes drawn over it, `.labels.png` the class of each pixel, and the JSON file
-their areas. This segmenter has seen nothing but drawn shapes; in the photograph it finds most of
-all @LARGEST@.
+`photo.png` shows the classes drawn over the photograph, `photo.labels.png` contains the class of
+each pixel, and `photo.json` the area of each class. This segmenter was trained only on generated
+shapes; in the photograph, its largest class is @LARGEST@.
 
 ## Export
 
 @EXPORT@
 
-Batch, height and width of the file are free; the table compares it with PyTorch at three sizes.
+Batch size, height and width of the file are dynamic; the table shows the differences from PyTorch
+at three sizes.
 
-Next: [detection.md](detection.md), [segmentation.md](segmentation.md),
-[classification.md](classification.md) for real data, [embedding.md](embedding.md) for your own
-code.
+Next: [detection](detection.md), [segmentation](segmentation.md) and
+[classification](classification.md) with real data, or [your own code](embedding.md).
 """
 
 
@@ -210,24 +211,22 @@ def record(session: Session, num_train: int, epochs: int) -> str:
     blocks = dict(WHEEL=run('pip wheel --no-deps -w dist ./mmvitattn', lines=1))
     (wheel,) = (folder / 'dist').iterdir()
     blocks['INSTALL'] = run(f"pip install 'dist/{wheel.name}[{stack},export]'", lines=1)
-    blocks['TOOLS'] = run('python -m mmvitattn', lines=30)
+    blocks['TOOLS'] = run('mmvitattn', lines=30)
     (folder / 'segmenter.py').write_text(CONFIG)
-    blocks['DATA'] = run(
-        f'python -m mmvitattn prepare_data shapes --num-train {num_train}', lines=1
-    )
+    blocks['DATA'] = run(f'mmvitattn prepare_data shapes --num-train {num_train}', lines=1)
     blocks['TRAIN'] = run(
-        'python -m mmvitattn train segmenter.py --work-dir run --cfg-options \\\n'
+        'mmvitattn train segmenter.py --work-dir run --cfg-options \\\n'
         f'    train_cfg.by_epoch=True train_cfg.max_epochs={epochs} \\\n'
         '    optim_wrapper.optimizer.type=AdamW optim_wrapper.optimizer.lr=1e-3 \\\n'
         '    test_cfg.type=TestLoop test_evaluator.type=IoUMetric',
-        lines=16,
+        lines=4,
         only=r'Epoch\(train\)',
     )
     checkpoint = f'run/epoch_{epochs}.pth'
-    blocks['INFER'] = run(f'python -m mmvitattn infer segmenter.py {checkpoint} photo.jpg', lines=1)
+    blocks['INFER'] = run(f'mmvitattn infer segmenter.py {checkpoint} photo.jpg', lines=1)
     blocks['RESULT'] = run('ls predictions', lines=9)
     blocks['EXPORT'] = run(
-        f'python -m mmvitattn export_onnx segmenter.py {checkpoint} --out segmenter.onnx', lines=5
+        f'mmvitattn export_onnx segmenter.py {checkpoint} --out segmenter.onnx', lines=5
     )
     result = json.loads((folder / 'predictions/photo.json').read_text())
     largest = max(result['classes'], key=lambda c: c['share'])

@@ -1,7 +1,7 @@
-"""Runs a tool: ``python -m mmvitattn TOOL ARGUMENTS``; without arguments, lists the tools.
+"""Runs a tool of this package: ``mmvitattn TOOL ARGUMENTS``; without arguments, lists the tools.
 
-An argument that names no file, but a config of the package, is replaced by its path: ``python -m
-mmvitattn train retinanet_linglo_b2_fpn_1x_coco.py`` works in any folder.
+``python -m mmvitattn`` does the same. A config that does not exist in the working directory is
+looked up in the package: ``mmvitattn train retinanet_linglo_b2_fpn_1x_coco.py`` works anywhere.
 """
 
 import ast
@@ -22,7 +22,7 @@ def find_tools() -> dict[str, Path]:
 def describe(tools: dict[str, Path]) -> str:
     """Lists each tool with the first line of its docstring."""
     width = max(map(len, tools))
-    lines = ['usage: python -m mmvitattn TOOL ARGUMENTS', '']
+    lines = ['usage: mmvitattn TOOL ARGUMENTS', '']
     for name, path in tools.items():
         doc = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
         lines.append(f'  {name:<{width}}  {doc.split(chr(10))[0]}')
@@ -37,16 +37,17 @@ def resolved(argument: str) -> str:
     return str(hub.config_path(name)) if name in hub.list_configs() else argument
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the tool that the first argument names with the other arguments.
 
     Args:
-        arguments: command line without the program's name.
+        arguments: command line without the program's name; by default that of this process.
 
     Raises:
         SystemExit: 2, with a message, for an unknown tool.
     """
     with usage_errors_exit():
+        arguments = sys.argv[1:] if arguments is None else arguments
         tools = find_tools()
         if not arguments or arguments[0] in ('-h', '--help'):
             print(describe(tools))
@@ -55,9 +56,8 @@ def main(arguments: list[str]) -> None:
         if name not in tools:
             raise UsageError(f'there is no tool {name!r}; choose one of {", ".join(tools)}')
     sys.argv = [str(tools[name]), *map(resolved, rest)]
-    sys.path.insert(0, str(tools[name].parent))  # as Python does for a script
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    main()

@@ -141,6 +141,7 @@ def start_processes(cfg: Config) -> None:
         return
     torch.distributed.init_process_group('gloo')
     cfg.env_cfg.dist_cfg.backend = 'gloo'
+    cfg.pop('sync_bn', None)  # PyTorch's synchronised BatchNorm needs GPUs
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,

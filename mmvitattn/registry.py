@@ -29,7 +29,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmvitattn',
-    locations=['mmvitattn.training.layer_decay'],
+    locations=['mmvitattn.training.layer_decay', 'mmvitattn.training.weight_decay'],
 )
 STRATEGIES = Registry(
     'strategy',

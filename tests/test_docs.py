@@ -1,8 +1,9 @@
-"""What the documentation names exists, and what it tells to do works.
+"""What the documentation names exists, and its commands work.
 
-docs/README.md tells the marks by which blocks of commands are run.
+CONTRIBUTING.md explains the marks in the pages that this file reads.
 """
 
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -23,7 +24,8 @@ from mmvitattn.__main__ import find_tools
 from mmvitattn.__main__ import main as run_tool_here
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+GUIDES = sorted((ROOT / 'docs').rglob('*.md'))
+PAGES = [*sorted(ROOT.glob('*.md')), *GUIDES]
 BLOCK = re.compile(
     r'(?:^<!-- (?P<mark>runs|file)(?:: (?P<text>[^\n]*?))? -->\n)?'
     r'^```(?P<language>\w+)\n(?P<code>.*?)^```$',
@@ -34,8 +36,8 @@ TABLE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
-OTHER_COMMANDS = {'cd', 'cp', 'git', 'ls', 'make', 'mim', 'mkdir', 'pip', 'python'}
-OTHER_COMMANDS |= {'torchrun', 'unzip'}
+OTHER_COMMANDS = {'cd', 'cp', 'git', 'ls', 'make', 'mim', 'mkdir', 'mmvitattn', 'pip', 'pre-commit'}
+OTHER_COMMANDS |= {'done', 'for', 'python', 'torchrun', 'unzip'}
 LAUNCHERS = {  # script: tool, words before the config, words between the config and the options
     'dist_train.sh': ('train', 0, 1),
     'dist_test.sh': ('test', 0, 2),
@@ -43,6 +45,7 @@ LAUNCHERS = {  # script: tool, words before the config, words between the config
     'slurm_test.sh': ('test', 2, 1),
 }
 FOLDERS = ('configs', 'docs', 'mmvitattn', 'tests', 'tools')
+PUBLIC = ('models', 'layers', 'ops')  # with the package itself
 
 
 class Block(NamedTuple):
@@ -118,9 +121,7 @@ def parse():
         if tool not in modules:
             spec = importlib.util.spec_from_file_location(f'docs_{tool}', find_tools()[tool])
             modules[tool] = importlib.util.module_from_spec(spec)
-            sys.path.insert(0, str(find_tools()[tool].parent))  # as Python does for a script
             spec.loader.exec_module(modules[tool])
-            sys.path.pop(0)
         argv, sys.argv = sys.argv, [tool, *words]
         try:
             return modules[tool].parse_args()
@@ -133,7 +134,9 @@ def parse():
 def tool_call(words):
     """Name of the tool and its own words, or ``None`` for another command."""
     if words[:3] == ['python', '-m', 'mmvitattn']:
-        return (words[3], words[4:]) if words[3:] else None
+        words = words[2:]
+    if words[0] == 'mmvitattn':
+        return (words[1], words[2:]) if words[1:] else None
     if words[0] == 'python' and words[1].startswith('tools/'):
         assert (ROOT / words[1]).is_file(), words[1]
         return words[1].rpartition('/')[2].removesuffix('.py'), words[2:]
@@ -173,7 +176,6 @@ def test_tables_are_what_their_commands_print(page, monkeypatch, capsys):
     """In this process, which has imported the toolboxes once for all of them."""
     for command, text in tables(page):
         monkeypatch.setattr(sys, 'argv', [])
-        monkeypatch.setattr(sys, 'path', [*sys.path])
         monkeypatch.setattr(logging.root.manager, 'disable', logging.NOTSET)
         capsys.readouterr()
         tool, words = tool_call(shlex.split(command))
@@ -228,7 +230,7 @@ def test_python_blocks_run(page, workplace):
 def test_commands_run(page, workplace):
     """Those that are marked, then the Python blocks, which may use what they wrote."""
     if page.stem == 'multi_node' and not SHARDS_ON_CPU:
-        pytest.skip('this PyTorch shards on GPUs alone')
+        pytest.skip('this PyTorch shards only on GPUs')
     write_files(page, workplace)
     path = f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}'
     env = {**os.environ, 'PATH': path, 'OMP_NUM_THREADS': '1', 'PORT': '29871'}
@@ -239,8 +241,16 @@ def test_commands_run(page, workplace):
 
 def test_every_page_is_in_the_index():
     index = (ROOT / 'docs/README.md').read_text()
-    assert [
-        p.name for p in PAGES[1:] if p.name != 'README.md' and f']({p.name})' not in index
-    ] == []
-    every = ''.join(page.read_text() for page in PAGES[1:])
+    names = [str(page.relative_to(ROOT / 'docs')) for page in GUIDES]
+    assert [n for n in names if n != 'README.md' and f']({n})' not in index] == []
+    every = ''.join(page.read_text() for page in GUIDES)
     assert [example.name for example in EXAMPLES if example.name not in every] == []
+
+
+@pytest.mark.parametrize('name', ['mmvitattn', *map('mmvitattn.{}'.format, PUBLIC)])
+def test_every_public_name_is_in_the_reference(name):
+    """``make docs`` fails for a name that does not exist."""
+    page = (ROOT / f'docs/api/{name.removeprefix("mmvitattn.")}.md').read_text()
+    listed = re.findall(r'^::: (\S+)$', page, re.MULTILINE)
+    public = [f'{name}.{part}' for part in importlib.import_module(name).__all__]
+    assert len(listed) == len(set(listed)) and set(public) - set(listed) == set()

@@ -17,6 +17,7 @@ LEVELS = [  # from the lowest up: a part imports itself and parts of lower level
     {'inference', 'training'},
     {'cli'},
     {'__init__', '__main__'},
+    {'benchmark'},
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 ONLY_TORCH = {'torch', 'triton', *sys.stdlib_module_names}  # torch brings triton

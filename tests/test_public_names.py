@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-IGNORED = 'fpn,nd'  # abbreviations of the field that codespell would correct
 
 
 def public_names():
@@ -29,8 +28,8 @@ def words(names):
 
 def misspelt(found):
     text = '\n'.join(sorted({word.lower() for word in found if len(word) > 3}))
-    command = [sys.executable, '-m', 'codespell_lib', '--ignore-words-list', IGNORED, '-']
-    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'codespell_lib', '-']  # options: pyproject.toml
+    done = subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT)
     return [line for line in done.stdout.splitlines() if '==>' in line]
 
 

@@ -19,4 +19,3 @@ log_processor = dict(type='LogProcessor', window_size=50)
 log_level = 'INFO'
 load_from = None
 resume = False
-# On several GPUs, `sync_bn = 'torch'` turns every BatchNorm into a synchronised one.

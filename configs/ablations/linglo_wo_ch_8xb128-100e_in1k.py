@@ -9,7 +9,6 @@ model = dict(
             depths=(2, 3, 3, 2),
             num_heads=(3, 3, 3, 3),
             ffn_ratios=(8, 8, 4, 4),
-            drop_path_rate=0.0,
         ),
         patch_size=16,
         downsample=None,

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/classification_runtime.py',
 ]
 model = dict(
-    backbone=dict(type='mmvitattn.LinGlo', arch='b0', out_indices=-1),
+    backbone=dict(type='mmvitattn.LinGlo', arch='b0', out_indices=-1, drop_path_rate=0.0),
     head=dict(num_classes=6, in_channels=256, topk=(1,)),
     train_cfg=dict(augments=None),
 )

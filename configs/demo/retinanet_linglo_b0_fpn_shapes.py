@@ -7,7 +7,7 @@ _base_ = [
 ]
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),
-    backbone=dict(type='mmvitattn.LinGlo', arch='b0', out_indices=(1, 2, 3)),
+    backbone=dict(type='mmvitattn.LinGlo', arch='b0', out_indices=(1, 2, 3), drop_path_rate=0.0),
     neck=dict(in_channels=[64, 160, 256], out_channels=64, num_outs=3),
     bbox_head=dict(
         num_classes=6,

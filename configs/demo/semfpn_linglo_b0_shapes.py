@@ -7,7 +7,7 @@ _base_ = [
 ]
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(type='mmvitattn.LinGlo', arch='b0'),
+    backbone=dict(type='mmvitattn.LinGlo', arch='b0', drop_path_rate=0.0),
     neck=dict(in_channels=[32, 64, 160, 256], out_channels=64),
     decode_head=dict(
         in_channels=[64] * 4,

@@ -75,12 +75,12 @@ class LinGlo(PyramidBackbone):
             depths=depths,
             num_heads=(1, 2, 5, 8),
             ffn_ratios=(8, 8, 4, 4),
-            drop_path_rate=drop_path_rate,
+            drop_path_rate=0.1,
         )
-        for name, channels, depths, drop_path_rate in (
-            ('b0', (32, 64, 160, 256), (2, 3, 3, 2), 0.0),
-            ('b1', (64, 128, 320, 512), (2, 3, 3, 2), 0.1),
-            ('b2', (64, 128, 320, 512), (3, 5, 9, 3), 0.1),
+        for name, channels, depths in (
+            ('b0', (32, 64, 160, 256), (2, 3, 3, 2)),
+            ('b1', (64, 128, 320, 512), (2, 3, 3, 2)),
+            ('b2', (64, 128, 320, 512), (3, 5, 9, 3)),
         )
     }
 

@@ -72,6 +72,10 @@ class QnAPooling(BaseModule):
         nn.init.zeros_(self.position_bias)
         nn.init.normal_(self.attention_scale, std=0.02)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay, those of a learned-query layer."""
+        return {'query', 'position_bias', 'attention_scale'}
+
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor]:
         """Pools a map.
 

@@ -45,12 +45,13 @@ class SAGViT(PyramidBackbone):
     - ``None``: one plain embedding, no local block: the first one is global, too.
 
     Args:
-        arch: 'tiny', 'small' (ImageNet), 'cifar_tiny', 'cifar_small', 'cifar_base', or a dict with
-            ``channels``, ``depths``, ``num_heads`` (one entry a stage each), ``shared_kv`` (keys
-            and values shared by all heads), ``kernel_size``, ``stride``, ``padding``, ``shifts``
-            and ``border`` of the patch embedding (:class:`~mmvitattn.layers.ShiftedPatchEmbed`),
-            ``image_size`` that the position tables fit, in pixels, one number or (height, width),
-            and, optionally, ``drop_path_rate``.
+        arch: 'tiny', 'small' (ImageNet), 'cifar_tiny', 'cifar_tiny_4_heads' (as the release's
+            script builds it), 'cifar_small', 'cifar_base', or a dict with ``channels``, ``depths``,
+            ``num_heads`` (one entry a stage each), ``shared_kv`` (keys and values shared by all
+            heads), ``kernel_size``, ``stride``, ``padding``, ``shifts`` and ``border`` of the patch
+            embedding (:class:`~mmvitattn.layers.ShiftedPatchEmbed`), ``image_size`` that the
+            position tables fit, in pixels, one number or (height, width), and, optionally,
+            ``drop_path_rate``.
         in_channels: channels of the image.
         out_indices: stages to return, default all; negative ones count from the last.
         drop_path_rate: drop-path rate of every block; default the arch's own (paper: 0.1).
@@ -103,14 +104,15 @@ class SAGViT(PyramidBackbone):
             name: dict(
                 channels=(channels,) * 4,
                 depths=depths,
-                num_heads=(channels // 64,) * 4,
+                num_heads=(num_heads,) * 4,
                 shared_kv=shared_kv,
                 **CIFAR,
             )
-            for name, channels, depths, shared_kv in (
-                ('cifar_tiny', 192, (2, 4, 4, 4), True),
-                ('cifar_small', 384, (2, 4, 4, 4), False),
-                ('cifar_base', 768, (3, 3, 3, 3), False),
+            for name, channels, depths, num_heads, shared_kv in (
+                ('cifar_tiny', 192, (2, 4, 4, 4), 3, True),
+                ('cifar_tiny_4_heads', 192, (2, 4, 4, 4), 4, True),  # the release's script
+                ('cifar_small', 384, (2, 4, 4, 4), 6, False),
+                ('cifar_base', 768, (3, 3, 3, 3), 12, False),
             )
         },
     }

@@ -1,1 +1,1 @@
-"""Training: checks beforehand, exact resume, learning rates by layer, sharding, logs."""
+"""Training: checks beforehand, exact resume, weight decay, layer-wise rates, sharding, logs."""

@@ -1,27 +1,20 @@
 """Layer-wise learning-rate decay, one constructor for detectors, segmenters and classifiers."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from mmengine.logging import MMLogger
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
-
-NO_DECAY = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0)
+from ..training.weight_decay import WeightDecayOptimWrapperConstructor
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
     """The deeper a parameter lies in the backbone, the higher its learning rate.
 
     A parameter of layer ``depth`` gets ``lr * decay_rate ** (num_layers - 1 - depth)``; whatever
-    follows the backbone gets ``lr``. The backbone tells the depths (``get_layer_depth``). No weight
-    decay for norms, biases and other vectors, nor for what the backbone exempts
-    (``no_weight_decay``: position tables, learned queries, saliency vectors, attention scales).
-    Frozen parameters are left out; a shared one counts once.
+    follows the backbone gets ``lr``. The backbone's ``get_layer_depth`` gives the depths. Weight
+    decay is that of the base class, but vectors of any kind take none. Frozen parameters are left
+    out; a shared one counts once.
 
     Works for any model with a ``backbone``, wrapped for distributed training or not, and for a bare
     backbone. Use it as::
@@ -34,10 +27,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     Args:
         optim_wrapper_cfg: config of the optimizer wrapper, with ``optimizer``.
-        paramwise_cfg: ``decay_rate`` in (0, 1], and MMEngine's usual keys: ``custom_keys`` (with
-            ``lr_mult``, which multiplies the layer's factor, and ``decay_mult``, which overrides
-            the exemptions), ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult`` (these
-            three default to 0), ``bias_lr_mult``, ``dwconv_decay_mult``, ``dcn_offset_lr_mult``.
+        paramwise_cfg: ``decay_rate`` in (0, 1], and the keys of the base class; an ``lr_mult``
+            in ``custom_keys`` multiplies the layer's factor.
 
     Raises:
         ValueError: if ``decay_rate`` is missing or out of range, or the optimizer has no ``lr``.
@@ -56,10 +47,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if 'optimizer' in optim_wrapper_cfg and optimizer.get('lr') is None:
             raise ValueError(f'{type(self).__name__}: the optimizer needs an lr, got {optimizer}')
         if optimizer.get('weight_decay') is not None:
-            options = NO_DECAY | options
+            options.setdefault('flat_decay_mult', 0.0)
         super().__init__(optim_wrapper_cfg, options)
         # MMEngine ignores an empty paramwise_cfg, and with it the layers
-        self.paramwise_cfg = {'decay_rate': rate, **options}
+        self.paramwise_cfg = {'decay_rate': rate, **self.paramwise_cfg}
 
     def add_params(
         self,
@@ -84,18 +75,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return
         backbone, backbone_prefix = find_backbone(module)
         single: list[dict] = []  # one parameter each, with MMEngine's options
-        with _only_errors(MMLogger.get_current_instance()):
-            super().add_params(single, module)
+        super().add_params(single, module)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        exempt = getattr(backbone, 'no_weight_decay', set)()
         groups: dict[tuple, dict] = {}
         for group in single:
             (parameter,) = group.pop('params')
             name = names.pop(id(parameter), None)
             if name is None:  # shared, and in a group already
                 continue
-            if name.removeprefix(backbone_prefix) in exempt and 'decay_mult' not in group:
-                group['weight_decay'] = 0.0
             depth, num_layers = backbone.get_layer_depth(name, backbone_prefix)
             self._set_rate(group, depth, num_layers)
             key = (depth, *sorted((k, repr(v)) for k, v in group.items()))
@@ -135,17 +122,6 @@ def find_backbone(model: nn.Module) -> tuple[nn.Module, str]:
             'get_layer_depth; use one of mmvitattn, or leave out the constructor'
         )
     return backbone, prefix
-
-
-@contextmanager
-def _only_errors(logger: logging.Logger) -> Iterator[None]:
-    """MMEngine reports every single parameter; here one debug line a group says it."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _log(groups: list[dict]) -> None:

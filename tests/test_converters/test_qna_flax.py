@@ -4,9 +4,7 @@
 7 x 7 model has the same parameters but for its tables, and its input begins with the other's.
 """
 
-import importlib.util
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from mmvitattn.models import QnAViT  # noqa: E402
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
 MINI = DATA / 'checkpoint_mini'
-TOOL = ROOT / 'tools' / 'model_converters' / 'qna_flax_to_mm.py'
+TOOL = 'qna_flax_to_mm'
 
 
 def pack(tree, chunk_bytes=None):
@@ -78,30 +76,6 @@ def files(tmp_path_factory):
     return {'mini': MINI, 'mini_7x7': path}
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location('qna_flax_to_mm', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run_tool(tool, monkeypatch, capsys):
-    """Runs the tool as from the command line; gives exit status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
-        try:
-            tool.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def build_classifier(meta, num_classes=10, **backbone):
     from mmengine.registry import init_default_scope
     from mmpretrain.models import build_classifier as build
@@ -123,8 +97,7 @@ def relative_difference(actual, expected):
 @pytest.mark.parametrize('name', ['mini', 'mini_7x7'])
 def test_equals_the_official_release(name, files, run_tool, tmp_path):
     dst = tmp_path / 'mini.pth'
-    status, output, errors = run_tool(files[name], dst)
-    assert status == 0, errors
+    output = run_tool(TOOL, files[name], dst).stdout
     assert 'dropped: opt_state, step' in output
     meta = torch.load(dst, weights_only=True)['meta']
     classifier = build_classifier(meta)
@@ -398,8 +371,7 @@ def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path, monkeypatch):
     broken.write_bytes(MINI.read_bytes()[:-1])
 
     def assert_refused(*arguments, message):
-        status, _, errors = run_tool(*arguments)
-        assert status == 2
+        errors = run_tool(TOOL, *arguments, status=2).stderr
         assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
 
     assert_refused(broken, dst, message='truncated')
@@ -418,11 +390,11 @@ def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {'out.pth', 'broken'}
 
 
-def test_tool_overwrites_with_force_and_resizes(tmp_path):
+def test_tool_overwrites_with_force_and_resizes(run_tool, tmp_path):
     dst = tmp_path / 'out.pth'
     dst.write_bytes(b'old')
     options = ('--force', '--window', '4', '4', '6', '3', '--kernel-size', '5')
-    subprocess.run([sys.executable, TOOL, MINI, dst, *options], check=True, cwd=ROOT)
+    run_tool(TOOL, MINI, dst, *options, process=True)
     saved = torch.load(dst, weights_only=True)
     assert saved['meta']['kernel_sizes'] == (5, 5, 5, 5)
     assert saved['meta']['source'] == 'checkpoint_mini'

@@ -13,7 +13,8 @@ from mmvitattn.models import LinGlo
 
 NAMES = ['linglo_b0', 'linglo_b1', 'linglo_b2']
 NAMES += ['qna_vit_tiny', 'qna_vit_tiny_7x7', 'qna_vit_small', 'qna_vit_base']
-NAMES += ['sag_tiny', 'sag_small', 'sag_cifar_tiny', 'sag_cifar_small', 'sag_cifar_base']
+NAMES += ['sag_tiny', 'sag_small', 'sag_cifar_tiny', 'sag_cifar_tiny_4_heads', 'sag_cifar_small']
+NAMES += ['sag_cifar_base']
 ALL_NAMES = """
 import sys, timm
 before = timm.list_models()
@@ -50,7 +51,7 @@ import mmvitattn.layers
     ('filter', 'expected'),
     [
         ('', NAMES),
-        ('cifar', NAMES[-3:]),
+        ('cifar', NAMES[-4:]),
         ('*_tiny', ['qna_vit_tiny', 'sag_tiny', 'sag_cifar_tiny']),
         ('linglo_b?', NAMES[:3]),
         ('resnet', []),

@@ -61,14 +61,16 @@ def test_contents(wheel, sources):
         expected = {
             f'mmvitattn/.mim/{path.relative_to(sources).as_posix()}'
             for path in (sources / folder).rglob('*')
-            if path.is_file() and '__pycache__' not in path.parts
+            if path.is_file() and '__pycache__' not in path.parts and path.name != 'benchmark.py'
         }
         found = {name for name in names if name.startswith(f'mmvitattn/.mim/{folder}/')}
         assert found == expected
     assert 'mmvitattn/.mim/model-index.yml' in names
     assert not [name for name in names if name.startswith('tests/') or '__pycache__' in name]
     modules = {p.relative_to(sources).as_posix() for p in (sources / 'mmvitattn').rglob('*.py')}
-    assert modules <= names
+    benchmark = {name for name in modules if name.startswith('mmvitattn/benchmark/')}
+    assert benchmark and {*modules, 'mmvitattn/py.typed'} - benchmark <= names
+    assert not [name for name in names if 'benchmark' in name]  # for a clone
 
 
 CODE = """
@@ -91,6 +93,8 @@ def test_tools_run(installed, tmp_path):
     done = python(installed, '-m', 'mmvitattn', cwd=tmp_path)
     assert done.returncode == 0 and '  train ' in done.stdout, done.stderr
     assert str(installed) in done.stdout
+    script = python(installed, installed / 'bin/mmvitattn', cwd=tmp_path)
+    assert script.stdout == done.stdout, script.stderr
     done = python(installed, '-m', 'mmvitattn', 'prepare_data', 'shapes', '--help', cwd=tmp_path)
     assert done.returncode == 0 and 'usage: prepare_data.py' in done.stdout, done.stderr
     done = python(

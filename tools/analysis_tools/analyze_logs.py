@@ -31,13 +31,13 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('runs', nargs='+', metavar='RUN', help='work dir, or a JSON file of it')
-    parser.add_argument('--keys', nargs='+', help='default: losses, learning rate, metrics')
-    parser.add_argument('--out', type=Path, metavar='FILE.png', help='draw the curves there')
+    parser.add_argument('--keys', nargs='+', help='default: losses, learning rate and metrics')
+    parser.add_argument('--out', type=Path, metavar='FILE.png', help='new file for the curves')
     parser.add_argument('--x', choices=['epoch', 'iteration'], help='default: as the runs count')
     parser.add_argument(
         '--smooth', type=int, default=1, metavar='N', help='mean of N neighbouring points'
     )
-    parser.add_argument('--names', nargs='+', help='what to call the runs, one name each')
+    parser.add_argument('--names', nargs='+', help='names of the runs, one each')
     return parser.parse_args()
 
 
@@ -54,7 +54,7 @@ def name_runs(runs: Sequence[str]) -> list[str]:
 
 
 def choose_keys(logs: Sequence[RunLog], wanted: Sequence[str] | None) -> list[str]:
-    """The keys asked for, or those that are worth a look."""
+    """The keys asked for; by default losses, learning rate and metrics."""
     keys = list(dict.fromkeys(key for log in logs for key in log.curves))
     if wanted is None:
         metrics = set().union(*(log.metrics for log in logs))
@@ -208,7 +208,7 @@ def main() -> None:
         keys = choose_keys(logs, args.keys)
         counts_epochs = all(log.iterations_per_epoch for log in logs)
         if args.x == 'epoch' and not counts_epochs:
-            raise UsageError('--x epoch: a run counts iterations alone; use --x iteration')
+            raise UsageError('--x epoch: a run counts only iterations; use --x iteration')
     by_epoch = counts_epochs and args.x != 'iteration'
     print(summary(logs, keys, by_epoch))
     if args.out:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of a config's model, or the README's tables.
+"""Parameters and multiply-adds of a config's model, or the tables of the model zoo.
 
 ``python tools/analysis_tools/get_flops.py CONFIG [--shape H W] [--deploy]`` or ``... --table``.
 Every matrix product and convolution is counted, attention's included; nothing is computed (the
@@ -31,6 +31,7 @@ LINGLO = {
     'linglo_b1': (23.8, 41.5, 17.8, 42.5, 79.7),
     'linglo_b2': (35.1, 44.7, 29.1, 45.2, 82.7),
 }
+LINGLO_TABLE_2 = {'linglo_b0': 3.4, 'linglo_b1': 13.1, 'linglo_b2': 25.4}  # parameters (M)
 # Others: side of the picture, parameters (M), GFLOPs, top-1 of the classifier, images a second on
 # one GPU that the paper does not name.
 CLASSIFIERS = {
@@ -102,6 +103,20 @@ def linglo_table() -> str:
     return '\n'.join(lines)
 
 
+def linglo_heads() -> str:
+    """LinGlo's classifiers with and without the classification head."""
+    lines = [
+        '| model | deploy form: backbone / with head (M) '
+        '| training form: backbone / with head (M) | paper, table 2 (M) |',
+        '|---|---|---|---|',
+    ]
+    for name, printed in LINGLO_TABLE_2.items():
+        forms = [build(CONFIGS / f'{name}_8xb128_in1k.py', deploy) for deploy in (True, False)]
+        counts = (f'{parameters(m.backbone):.2f} / {parameters(m):.2f}' for m in forms)
+        lines.append(f'| {name} | {" | ".join(counts)} | {printed} |')
+    return '\n'.join(lines)
+
+
 def classifier_table() -> str:
     """Classifiers with their heads."""
     lines = [
@@ -125,10 +140,19 @@ def main() -> None:
     parser.add_argument('config', nargs='?', type=Path)
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), default=(224, 224))
     parser.add_argument('--deploy', action='store_true', help='fold what can be folded first')
-    parser.add_argument('--table', action='store_true', help="print the README's tables")
+    parser.add_argument(
+        '--table',
+        nargs='?',
+        const='models',
+        choices=('models', 'linglo_heads'),
+        help="print the tables of the model zoo, or LinGlo's parameters with and without the head",
+    )
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     with usage_errors_exit():
+        if args.table == 'linglo_heads':
+            print(linglo_heads())
+            return
         if args.table:
             print(linglo_table(), classifier_table(), sep='\n\n')
             return

@@ -1,7 +1,7 @@
 """Pictures of what the attention does: ``vis_attention.py IMAGE CONFIG [CHECKPOINT]``.
 
 LinGlo: the saliency map of each head in each stage. QnA-ViT: the effective weights in the windows
-at some positions, for each head of each layer. SAG: where each patch looks, for each head. The
+at some positions, for each head of each layer. SAG: what each patch attends to, for each head. The
 picture goes through the config's test pipeline first. Without CHECKPOINT the weights are random.
 """
 
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('image', type=Path)
     parser.add_argument('config', help='config of a detector, a segmenter or a classifier')
-    parser.add_argument('checkpoint', nargs='?', help='of the model or its backbone alone')
+    parser.add_argument('checkpoint', nargs='?', help='of the model or only of its backbone')
     parser.add_argument(
         '--out-dir', type=Path, default=Path('attention'), help='new or empty; default %(default)s'
     )
@@ -80,7 +80,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> Iterator[tuple[str, Figure]]:
     predictor = build_predictor(cfg, checkpoint, args.checkpoint, device, backbone_only=True)
     model = predictor.model
     if not has_attention(model.backbone):
-        raise UsageError(f'{args.config}: its backbone is none of LinGlo, QnA-ViT, SAG')
+        raise UsageError(f'{args.config}: its backbone is not LinGlo, QnA-ViT or SAG')
     packed = predictor.pack(image)
     scene = Scene(predictor.shown(packed), f'{Path(args.config).stem}, {weights}')
     positions = [to_network(p, packed['data_samples'], scene.picture.shape[:2]) for p in given]

@@ -1,17 +1,17 @@
-# CIFAR-10 with DeiT's augmentation; the pictures come as RGB.
+# CIFAR-10 as SAG's release reads it (datasets.py, line 111): DeiT's augmentation with a random crop
+# in place of the random resized one, mean and standard deviation of CIFAR-10. The pictures are RGB.
 _base_ = ['./deit_augmentation.py']
 data_layout = 'cifar10'  # of tools/prepare_data.py
 dataset_type = 'CIFAR10'
 data_root = 'data/cifar10'
-mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]  # ImageNet's, as in the release
+mean, std = [125.307, 122.961, 113.8575], [63.0105, 62.0925, 66.708]
 data_preprocessor = dict(
     type='ClsDataPreprocessor', num_classes=10, mean=mean, std=std, to_rgb=False
 )
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(_base_.rand_augment, hparams=dict(pad_val=[124, 116, 104], interpolation='bicubic')),
-    dict(type='ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
+    dict(_base_.rand_augment, hparams=dict(pad_val=[125, 123, 114], interpolation='bicubic')),
     dict(_base_.random_erasing, fill_color=mean, fill_std=std),
     dict(type='PackInputs'),
 ]

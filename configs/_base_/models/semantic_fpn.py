@@ -1,5 +1,6 @@
 # Semantic FPN as in mmseg and PVT; a config adds the backbone and neck.in_channels.
-norm_cfg = dict(type='BN', requires_grad=True)  # `sync_bn = 'torch'` synchronises it
+sync_bn = 'torch'  # on several GPUs, as mmseg's SyncBN; CPUs and single processes keep BN
+norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

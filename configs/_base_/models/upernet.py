@@ -1,6 +1,7 @@
 # UPerNet with an auxiliary FCN head on stride 16, as mmseg's for hierarchical transformers; a
 # config adds the backbone and the heads' in_channels.
-norm_cfg = dict(type='BN', requires_grad=True)  # `sync_bn = 'torch'` synchronises it
+sync_bn = 'torch'  # on several GPUs, as mmseg's SyncBN; CPUs and single processes keep BN
+norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -4,13 +4,10 @@ _base_ = ['./adamw.py']
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
-    paramwise_cfg=dict(
-        _delete_=True,
-        custom_keys={
-            'backbone': dict(lr_mult=0.1, decay_mult=1.0),
-            'position_bias': dict(lr_mult=0.1, decay_mult=0.0),  # QnA-ViT's, as in its own recipe
-            'attention_scale': dict(lr_mult=0.1, decay_mult=0.0),
-        },
+    paramwise_cfg=dict(  # norms and biases decay too
+        norm_decay_mult=1.0,
+        bias_decay_mult=1.0,
+        custom_keys={'backbone': dict(lr_mult=0.1)},
     ),
 )
 param_scheduler = [
