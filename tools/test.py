@@ -80,20 +80,17 @@ def draw_pictures(cfg: Config, folder: Path) -> None:
 
 
 def write_overview(folder: Path) -> None:
-    """Joins the first pictures of a folder, enlarged where they are small, in ``overview.png``."""
+    """Joins the first pictures of a folder, scaled to one size, in ``overview.png``."""
     pictures = sorted(p for p in folder.rglob('*') if p.suffix in ('.png', '.jpg'))
     overview, (rows, columns) = folder / 'overview.png', OVERVIEW_GRID
     if overview in pictures:
         return  # a test picture of that name
     images = [cv2.imread(str(path)) for path in pictures[: rows * columns]]
-    height, width = images[0].shape[:2]
-    factor = max(1, round(OVERVIEW_WIDTH / width))
-    height, width = height * factor, width * factor
+    width, height = OVERVIEW_WIDTH, round(OVERVIEW_WIDTH * images[0].shape[0] / images[0].shape[1])
     sheet = np.full((rows * (height + GAP), columns * (width + GAP), 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * (height + GAP), i % columns * (width + GAP)
-        tile = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-        sheet[top : top + height, left : left + width] = tile
+        sheet[top : top + height, left : left + width] = cv2.resize(image, (width, height))
     cv2.imwrite(str(overview), sheet)
 
 
