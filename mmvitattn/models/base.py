@@ -7,7 +7,7 @@ i+1 stands at index i and counts as part of stage i+1) and, through ``add_output
 copies, and convolutions see the same memory as a channels_last (B, C, H, W) map.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -16,8 +16,30 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from .feature_info import FeatureInfo
 from .options import resolve_out_indices
+
+
+class FeatureInfo(list):
+    """A backbone's outputs in timm's form, one dict each.
+
+    ``num_chs`` is the number of channels, ``reduction`` the stride, ``module`` the name of the
+    module.
+    """
+
+    def __init__(self, entries: Iterable[dict]) -> None:
+        super().__init__(entries)
+
+    def channels(self) -> list[int]:
+        """Channels of each output."""
+        return [entry['num_chs'] for entry in self]
+
+    def reduction(self) -> list[int]:
+        """Stride of each output against the image, in pixels."""
+        return [entry['reduction'] for entry in self]
+
+    def module_name(self) -> list[str]:
+        """Name of the module that gives each output."""
+        return [entry['module'] for entry in self]
 
 
 class PyramidBackbone(BaseModule):

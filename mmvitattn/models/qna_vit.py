@@ -8,13 +8,117 @@ LayerNorm of its own.
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
-from ..layers import QnALayer, WindowAttention
+from ..layers import FFN, QnALayer, WindowAttention
+from ..layers.init import lecun_normal_
+from ..ops.torch_api import is_exporting
 from ..registry import register_backbone
 from .base import PyramidBackbone
 from .options import choose, linear_ramp, per_stage
-from .qna_vit_parts import NORM_EPS, AvgPoolSkip, ConvSkip, PatchStem, QnAViTBlock, ResNetStem
+from .qna_vit_variants import AvgPoolSkip, ResNetStem
+
+NORM_EPS = 1e-6
+FFN_RATIO = 4
+
+
+class PatchStem(nn.Module):
+    """4 x 4 patches by a convolution; a size that 4 does not divide is padded on both sides.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the output.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size=4, stride=4, bias=False)
+        lecun_normal_(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C)."""
+        bottom, right = -x.shape[1] % 4, -x.shape[2] % 4
+        if is_exporting() or bottom or right:
+            top, left = bottom // 2, right // 2
+            x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
+        return _convolve(self.conv, x)
+
+
+class ConvSkip(nn.Module):
+    """Every second position, through a 1 x 1 convolution.
+
+    Args:
+        in_channels: channels of the input.
+        channels: channels of the output.
+        kernel_size: window side of the block's attention; not used here.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, kernel_size=1, stride=2, bias=False)
+        lecun_normal_(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C_in) to (B, ceil(H / 2), ceil(W / 2), C)."""
+        return _convolve(self.conv, x)
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+
+class QnAViTBlock(nn.Module):
+    """Pre-norm block: attention, then an FFN, each with a residual connection.
+
+    With ``skip`` it is the down-sampling block: the skip path takes the block's raw input, and the
+    attention branch is never dropped.
+
+    Args:
+        attention: module from (B, H, W, C_in) to (B, H', W', C).
+        in_channels: channels C_in of the input.
+        channels: channels C of the output.
+        skip: module on the attention's skip path; ``None`` for the identity.
+        drop_path: probability with which a branch is dropped for a sample.
+        layer_scale: start value of a factor for each channel of each branch; ``None`` for none.
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        in_channels: int,
+        channels: int,
+        skip: nn.Module | None = None,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(in_channels, eps=NORM_EPS)
+        self.attention = attention
+        self.skip = skip
+        self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
+        self.ffn = FFN(channels, FFN_RATIO * channels, approximate='tanh')
+        lecun_normal_(self.ffn.fc1)
+        lecun_normal_(self.ffn.fc2)
+        self.drop_path = StochasticDepth(drop_path, mode='row')
+        for name in ('layer_scale1', 'layer_scale2'):
+            scale = (
+                None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
+            )
+            self.register_parameter(name, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, H, W, C_in) to (B, H', W', C)."""
+        y = _scaled(self.attention(self.norm1(x)), self.layer_scale1)
+        x = x + self.drop_path(y) if self.skip is None else self.skip(x) + y
+        return x + self.drop_path(_scaled(self.ffn(self.norm2(x)), self.layer_scale2))
+
+
+def _scaled(y: Tensor, scale: Tensor | None) -> Tensor:
+    return y if scale is None else y * scale
+
 
 STEMS = {'patch': PatchStem, 'resnet': ResNetStem}
 DOWNSAMPLE_SKIPS = {'conv': ConvSkip, 'avgpool': AvgPoolSkip}

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmvitattn.layers import QnALayer, WindowAttention
 from mmvitattn.models import QnAPooling, QnAViT
-from mmvitattn.models.qna_vit_parts import AvgPoolSkip, ResNetStem
+from mmvitattn.models.qna_vit_variants import AvgPoolSkip, ResNetStem
 
 MINI = dict(
     base_channels=8,

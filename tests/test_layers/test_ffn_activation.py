@@ -2,7 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvitattn.ops.activation import gelu_tanh
+from mmvitattn.layers.ffn import TanhGELU
+
+gelu_tanh = TanhGELU()
 
 
 def test_gelu_tanh_equals_pytorchs():
