@@ -285,7 +285,7 @@ def test_resized_tables_and_nothing_else(checkpoint, tmp_path):
 def test_resize_keeps_a_table_of_the_same_side():
     table = torch.randn(9, 4)
     assert resize_table(table, 3) is table
-    with pytest.raises(CheckpointError, match='no square'):
+    with pytest.raises(CheckpointError, match='not square'):
         resize_table(torch.randn(8, 4), 3)
 
 
@@ -305,7 +305,7 @@ NORM = ('QnAStage_1', 'QnA_Block_2', 'LayerNorm_1', 'scale')
         (lambda node, key: node.pop(key), 'QnAStage_1/QnA_Block_2/LayerNorm_1/scale'),
         (lambda node, key: node.update(gamma=node[key]), 'left over .*LayerNorm_1/gamma'),
         (lambda node, key: node.update({key: node[key][:3]}), r'scale \(3,\) for'),
-        (lambda node, key: node.update({key: 'text'}), 'no array of numbers'),
+        (lambda node, key: node.update({key: 'text'}), 'not an array of floating-point numbers'),
     ],
 )
 def test_every_parameter_is_used_once_and_fits(change, message, checkpoint):

@@ -218,7 +218,7 @@ NORM = 'layers.1.0.norm2.weight'
         (lambda model: model.pop(NORM), r'1 parameters are missing \(layers.1.0.norm2.weight\)'),
         (lambda model: model.update(gamma=model[NORM]), r'1 are left over \(gamma\)'),
         (lambda model: model.update({NORM: model[NORM][:3]}), r'norm2.weight \(3,\) for'),
-        (lambda model: model.update({NORM: 'text'}), 'norm2.weight is no tensor'),
+        (lambda model: model.update({NORM: 'text'}), 'norm2.weight is not a tensor'),
         (lambda model: model.pop('mlp_head.bias'), 'mlp_head.bias'),
         (lambda model: model.pop('layers.0.0.layers.0.0.Wkv_even.weight'), 'Wkv_even'),
         (
