@@ -4,16 +4,15 @@
 7 x 7 model has the same parameters but for its tables, and its input begins with the other's.
 """
 
-import importlib.util
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
 msgpack = pytest.importorskip('msgpack', reason='extra [convert]')
@@ -23,10 +22,12 @@ from mmvitattn.converters.files import save_atomically  # noqa: E402
 from mmvitattn.converters.qna_vit_rules import resize_table  # noqa: E402
 from mmvitattn.models import QnAViT  # noqa: E402
 
+from .conftest import assert_fills_a_backbone, build_classifier, relative_difference  # noqa: E402
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
 MINI = DATA / 'checkpoint_mini'
-TOOL = ROOT / 'tools' / 'model_converters' / 'qna_flax_to_mm.py'
+TOOL = 'qna_flax_to_mm.py'
 
 
 def pack(tree, chunk_bytes=None):
@@ -77,56 +78,16 @@ def files(tmp_path_factory):
     return {'mini': MINI, 'mini_7x7': path}
 
 
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location('qna_flax_to_mm', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run_tool(tool, monkeypatch, capsys):
-    """Runs the tool as from the command line; gives exit status, output and errors."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
-        try:
-            tool.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def build_classifier(meta, num_classes=10, **backbone):
-    from mmengine.registry import init_default_scope
-    from mmpretrain.models import build_classifier as build
-
-    init_default_scope('mmpretrain')
-    model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / 'classifier.py').model
-    model.backbone = dict(type='mmvitattn.QnAViT', arch=meta['arch'], out_indices=-1, **backbone)
-    model.head.update(in_channels=8 * meta['arch']['base_channels'], num_classes=num_classes)
-    return build(model).eval()
-
-
-def relative_difference(actual, expected):
-    expected = torch.from_numpy(expected)
-    assert actual.shape == expected.shape
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['mini', 'mini_7x7'])
-def test_equals_the_official_release(name, files, run_tool, tmp_path):
+def test_equals_the_official_release(name, files, run_main, tmp_path):
     dst = tmp_path / 'mini.pth'
-    status, output, errors = run_tool(files[name], dst)
+    status, output, errors = run_main(TOOL, files[name], dst)
     assert status == 0, errors
     assert 'dropped: opt_state, step' in output
     meta = torch.load(dst, weights_only=True)['meta']
-    classifier = build_classifier(meta)
+    channels = 8 * meta['arch']['base_channels']
+    classifier = build_classifier('QnAViT', meta['arch'], channels, num_classes=10)
     load_checkpoint(classifier, str(dst), strict=True)
     with np.load(DATA / 'recorded_models.npz') as file:
         recorded = {key: file[key] for key in file}
@@ -145,17 +106,7 @@ def test_equals_the_official_release(name, files, run_tool, tmp_path):
 
 
 def test_fills_a_backbone_with_prefix(tmp_path, checkpoint):
-    state_dict, description = convert_qna_vit(checkpoint)
-    torch.save(dict(state_dict=state_dict), tmp_path / 'mini.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'mini.pth'), prefix='backbone.')
-    backbone = QnAViT(description['arch'], init_cfg=init_cfg)
-    backbone.init_weights()
-    loaded = {name for name in backbone.state_dict() if f'backbone.{name}' in state_dict}
-    assert set(backbone.state_dict()) - loaded == {
-        f'norms.{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')
-    }
-    for name in loaded:
-        assert torch.equal(backbone.state_dict()[name], state_dict[f'backbone.{name}'])
+    assert_fills_a_backbone(QnAViT, convert_qna_vit(checkpoint), tmp_path / 'mini.pth')
 
 
 def official_form(arch):
@@ -392,15 +343,10 @@ def test_missing_msgpack_names_the_extra(monkeypatch):
         read_flax_msgpack(MINI)
 
 
-def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path, monkeypatch):
+def test_tool_leaves_dst_untouched_on_errors(assert_refuses, tmp_path, monkeypatch):
     dst, broken = tmp_path / 'out.pth', tmp_path / 'broken'
     broken.write_bytes(MINI.read_bytes()[:-1])
-
-    def assert_refused(*arguments, message):
-        status, _, errors = run_tool(*arguments)
-        assert status == 2
-        assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
-
+    assert_refused = partial(assert_refuses, TOOL)
     assert_refused(broken, dst, message='truncated')
     assert_refused(tmp_path / 'nothing', dst, message='nothing')
     assert_refused(MINI, tmp_path / 'folder' / 'out.pth', message='folder')
@@ -421,7 +367,11 @@ def test_tool_overwrites_with_force_and_resizes(tmp_path):
     dst = tmp_path / 'out.pth'
     dst.write_bytes(b'old')
     options = ('--force', '--window', '4', '4', '6', '3', '--kernel-size', '5')
-    subprocess.run([sys.executable, TOOL, MINI, dst, *options], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, ROOT / 'tools/model_converters' / TOOL, MINI, dst, *options],
+        check=True,
+        cwd=ROOT,
+    )
     saved = torch.load(dst, weights_only=True)
     assert saved['meta']['kernel_sizes'] == (5, 5, 5, 5)
     assert saved['meta']['source'] == 'checkpoint_mini'

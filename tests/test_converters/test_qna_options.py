@@ -4,9 +4,7 @@ The recordings hold the names and shapes of each model's parameters, as the rele
 its outputs for one image. Values are drawn anew, from the names.
 """
 
-import importlib.util
 import json
-import sys
 import zlib
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from mmvitattn.models import QnAPooling, QnAViT
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
-TOOL = ROOT / 'tools' / 'model_converters' / 'qna_flax_to_mm.py'
 RECORDED = json.loads((DATA / 'recorded_options.json').read_text())
 CASES = RECORDED['cases']
 # What leaves no trace in the parameters, or not enough.
@@ -185,32 +182,27 @@ def test_configuration_files(tmp_path):
             read_official_config(path)
 
 
-def test_tool_takes_a_configuration_and_prints_the_options(tmp_path, monkeypatch, capsys):
+def test_tool_takes_a_configuration_and_prints_the_options(
+    tmp_path, monkeypatch, load_tool, run_main
+):
     src, dst, config = (tmp_path / name for name in ('checkpoint_0', 'out.pth', 'official.json'))
     src.touch()
     checkpoint, settings = checkpoint_of('scale_avg')
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('qna_flax_to_mm.py')
     monkeypatch.setattr(tool, 'read_flax_msgpack', lambda path: checkpoint)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, str(src), str(dst), *map(str, arguments)])
-        try:
-            tool.main()
-        except SystemExit as error:
-            assert error.code == 2
-        return capsys.readouterr()
-
-    printed = run()
-    assert '--config FILE.json' in printed.err and not dst.exists()
-    config.write_text('{"base_dim": 8}')
-    assert 'lacks qna_layers' in run('--config', config).err and not dst.exists()
-    assert 'nothing.json' in run('--config', tmp_path / 'nothing.json').err
+    for arguments, message in (
+        ((), '--config FILE.json'),
+        (('--config', config), 'lacks qna_layers'),
+        (('--config', tmp_path / 'nothing.json'), 'nothing.json'),
+    ):
+        config.write_text('{"base_dim": 8}')
+        status, _, errors = run_main(tool, src, dst, *arguments)
+        assert status == 2 and message in errors and not dst.exists()
     config.write_text(json.dumps(settings))
-    printed = run('--config', config)
-    assert "'attention_scale': 'avg'" in printed.out
-    assert "neck = {'type': 'GlobalAveragePooling'}" in printed.out
+    status, output, _ = run_main(tool, src, dst, '--config', config)
+    assert status == 0
+    assert "'attention_scale': 'avg'" in output
+    assert "neck = {'type': 'GlobalAveragePooling'}" in output
     meta = torch.load(dst, weights_only=True)['meta']
     assert meta['backbone']['attention_scale'] == 'avg'
 

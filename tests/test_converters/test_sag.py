@@ -4,20 +4,18 @@
 far as they go, and the rest in ``parameters.npz``; their inputs begin alike, too.
 """
 
-import importlib.util
 import json
 import math
 import pickle
-import sys
 import tarfile
 from argparse import Namespace
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
 from mmvitattn.converters import CheckpointError, convert_sag, read_torch_pickle
@@ -25,10 +23,12 @@ from mmvitattn.converters.sag import detect_arch
 from mmvitattn.models import SAGViT
 from mmvitattn.ops import force
 
+from .conftest import assert_fills_a_backbone, build_classifier, relative_difference
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'sag'
 MINI = DATA / 'checkpoint_mini.pth'
-TOOL = ROOT / 'tools' / 'model_converters' / 'sag_to_mm.py'
+TOOL = 'sag_to_mm.py'
 ARGS = Namespace(lr=0.0005, model='tiny_patch0', output_dir='output')
 # Heads, and sides of the input.
 RECORDED = {'in1k': ((2, 4, 4), 64), 'patch7': ((4,), 112), 'cifar': ((3,), 16)}
@@ -53,51 +53,18 @@ def files(tmp_path_factory):
     return paths
 
 
-@pytest.fixture
-def run_tool(monkeypatch, capsys):
-    """Runs the tool as from the command line; gives exit status, output and errors."""
-    spec = importlib.util.spec_from_file_location('sag_to_mm', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, *map(str, arguments)])
-        try:
-            tool.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-def build_classifier(meta):
-    from mmpretrain.models import build_classifier as build
-
-    model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / 'classifier.py').model
-    model.backbone = dict(type='mmvitattn.SAGViT', arch=meta['arch'], out_indices=-1)
-    model.head.update(in_channels=meta['arch']['channels'][-1], num_classes=meta['num_classes'])
-    return build(model).eval()
-
-
-def relative_difference(actual, expected):
-    expected = torch.from_numpy(expected)
-    assert actual.shape == expected.shape
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('setting', ['', 'reference'])
 @pytest.mark.parametrize('name', list(RECORDED))
-def test_equals_the_official_release(name, setting, files, run_tool, tmp_path):
+def test_equals_the_official_release(name, setting, files, run_main, tmp_path):
     """Logits, patch embedding and each stage's tokens, within 2e-6 of the largest value."""
     (heads, side), dst = RECORDED[name], tmp_path / 'mini.pth'
-    status, output, errors = run_tool(files[name], dst, '--num-heads', *heads)
+    status, output, errors = run_main(TOOL, files[name], dst, '--num-heads', *heads)
     assert status == 0, errors
     assert 'dropped: args, epoch' in output
     meta = torch.load(dst, weights_only=True)['meta']
-    classifier = build_classifier(meta)
+    arch = meta['arch']
+    classifier = build_classifier('SAGViT', arch, arch['channels'][-1], meta['num_classes'])
     load_checkpoint(classifier, str(dst), strict=True)
     seen = {}
     backbone = classifier.backbone
@@ -117,10 +84,10 @@ def test_equals_the_official_release(name, setting, files, run_tool, tmp_path):
 
 
 @pytest.mark.parametrize('name', list(RECORDED))
-def test_number_of_heads_is_not_needed(name, files, run_tool, tmp_path):
+def test_number_of_heads_is_not_needed(name, files, run_main, tmp_path):
     """No parameter depends on it; where nothing tells it, the description leaves it open."""
     dst = tmp_path / 'mini.pth'
-    status, output, errors = run_tool(files[name], dst)
+    status, output, errors = run_main(TOOL, files[name], dst)
     assert status == 0, errors
     converted = torch.load(dst, weights_only=True)
     told = name == 'cifar'  # by the shared keys' width
@@ -137,17 +104,8 @@ def test_number_of_heads_is_not_needed(name, files, run_tool, tmp_path):
 
 
 def test_fills_a_backbone_with_prefix(tmp_path):
-    state_dict, description = convert_sag(read_torch_pickle(MINI), num_heads=(2, 4, 4))
-    torch.save(dict(state_dict=state_dict), tmp_path / 'mini.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'mini.pth'), prefix='backbone.')
-    backbone = SAGViT(description['arch'], init_cfg=init_cfg)
-    backbone.init_weights()
-    loaded = {name for name in backbone.state_dict() if f'backbone.{name}' in state_dict}
-    assert set(backbone.state_dict()) - loaded == {
-        f'norms.{i}.{kind}' for i in range(2) for kind in ('weight', 'bias')
-    }
-    for name in loaded:
-        assert torch.equal(backbone.state_dict()[name], state_dict[f'backbone.{name}'])
+    converted = convert_sag(read_torch_pickle(MINI), num_heads=(2, 4, 4))
+    assert_fills_a_backbone(SAGViT, converted, tmp_path / 'mini.pth')
 
 
 def official_form(arch, num_classes=1000):
@@ -358,16 +316,11 @@ def test_bad_files_give_one_clear_error(kind, tmp_path):
     )
 
 
-def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path):
+def test_tool_leaves_dst_untouched_on_errors(run_main, assert_refuses, tmp_path):
     dst, broken, hostile = (tmp_path / name for name in ('out.pth', 'broken', 'hostile'))
     broken.write_bytes(MINI.read_bytes()[:-1])
     torch.save({'model': {}, 'args': REFUSED['print']}, hostile)
-
-    def assert_refused(*arguments, message):
-        status, _, errors = run_tool(*arguments)
-        assert status == 2
-        assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
-
+    assert_refused = partial(assert_refuses, TOOL)
     assert_refused(broken, dst, message='truncated')
     assert_refused(hostile, dst, message='print, which is refused')
     assert_refused(tmp_path / 'nothing', dst, message='nothing')
@@ -381,6 +334,6 @@ def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path):
     assert_refused(MINI, dst, '--force', '--num-heads', 2, 2, message='num_heads')
     assert dst.read_bytes() == b'precious'
     assert {path.name for path in tmp_path.iterdir()} == {'out.pth', 'broken', 'hostile'}
-    status, _, errors = run_tool(MINI, dst, '--force')
+    status, _, errors = run_main(TOOL, MINI, dst, '--force')
     assert status == 0, errors
     assert torch.load(dst, weights_only=True)['meta']['source'] == MINI.name
