@@ -92,7 +92,7 @@ def test_bad_options_are_named(name):
         (dict(arch='b9'), f"{cls.__name__}: unknown arch 'b9'; choose one of {arch}, "),
         (dict(arch={k: v for k, v in settings.items() if k != key}), rf"lacks \['{key}'\]"),
         (dict(arch=dict(settings, width=3)), r"unknown keys \['width'\]"),
-        (dict(arch=dict(settings, **{key: settings[key][1:]})), 'one entry a stage'),
+        (dict(arch=dict(settings, **{key: settings[key][1:]})), 'one entry per stage'),
         (dict(out_indices=(n,)), rf'out_indices=\({n},\).*there are {n} stages'),
         (dict(out_indices=(0, -n)), 'must be distinct'),
         (dict(out_indices=()), 'out_indices'),

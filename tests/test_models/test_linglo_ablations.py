@@ -319,7 +319,7 @@ def test_options_combine():
         (dict(attention='linear'), "attention='linear' must be one of 'key_only', 'dot_product'"),
         (dict(position='sine'), "position='sine' must be one of 'rp_cpe',.*'absolute', None"),
         (dict(position=['cpe']), r"position=\['cpe'\] must be one of"),
-        (dict(position=dict(branches=3)), "'branches': 3.*num_branches, skip, kernel_size alone"),
+        (dict(position=dict(branches=3)), "'branches': 3.*only num_branches, skip, kernel_size"),
         (dict(position=dict(num_branches=0)), 'num_branches=0'),
         (dict(layout='H'), "layout='H' must have one letter for each of 2 stages: H .*, C "),
         (dict(layout='HX'), "layout='HX' must have one letter .*H .hybrid., C .convolutional."),

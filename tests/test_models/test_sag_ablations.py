@@ -293,7 +293,7 @@ def test_exports_for_every_size(options, tmp_path):
         (dict(num_shifts=-1), 'num_shifts=-1'),
         (dict(num_shifts=1.5), 'num_shifts=1.5'),
         (dict(local=None, num_shifts=1), 'num_shifts=1, but there are no shifts with local=None'),
-        (dict(local='window', num_shifts=3), "local='window'; leave num_shifts out"),
+        (dict(local='window', num_shifts=3), "local='window'; omit num_shifts"),
     ],
 )
 def test_wrong_options_are_named(options, message):
