@@ -103,14 +103,7 @@ def _window_attention_rules(
 def qna_rules(
     source: str, target: str, options: Mapping[str, Any], kernel_size: int | None
 ) -> Iterator[Rule]:
-    """Rules of a learned-query layer.
-
-    Args:
-        source: its name in the release.
-        target: its name here.
-        options: QnAViT's options.
-        kernel_size: window side that tables are resized to; ``None`` does not resize them.
-    """
+    """Rules of a learned-query layer; its tables are resized to a given ``kernel_size``."""
     num_queries = options['num_queries']
 
     def table(parameter: Tensor) -> Tensor:
@@ -166,9 +159,6 @@ def resize_table(table: Tensor, side: int | None) -> Tensor:
     Args:
         table: (n * n, channels), offsets row by row.
         side: new side of the square; ``None`` or n returns the table itself.
-
-    Returns:
-        (side * side, channels).
 
     Raises:
         CheckpointError: if the number of offsets is not a square.

@@ -75,13 +75,7 @@ class Contents(NamedTuple):
 
 
 def read_official_config(path: str | Path) -> dict[str, Any]:
-    """Reads a configuration of the release.
-
-    Args:
-        path: JSON file with the keys of the release's model configuration.
-
-    Returns:
-        The configuration.
+    """Reads a JSON file with the keys of the release's model configuration.
 
     Raises:
         CheckpointError: if the file does not hold a JSON object.
@@ -99,9 +93,7 @@ def read_official_config(path: str | Path) -> dict[str, Any]:
 def contents_of_config(config: Mapping[str, Any]) -> Contents:
     """The model that a configuration of the release describes.
 
-    Args:
-        config: the release's model configuration. Missing options have the values of the published
-            models.
+    Missing options have the values of the published models.
 
     Raises:
         CheckpointError: if a key of the architecture is missing, or a value is unknown.
@@ -151,7 +143,7 @@ def contents_of_parameters(source: Mapping[str, Tensor], arch: str | None = None
     Normalisation of the queries cannot be determined: it is assumed, as in all published models.
 
     Args:
-        source: parameters by name, levels joined by '/'.
+        source: parameters by name, with '/' between the levels.
         arch: name of the architecture; ``None`` determines it from the shapes.
 
     Raises:

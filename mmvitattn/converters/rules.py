@@ -84,13 +84,8 @@ def apply_rules(
 def get_parameter(source: Mapping[str, Tensor], name: str, least_axes: int = 1) -> Tensor:
     """A parameter whose shape describes the architecture.
 
-    Args:
-        source: parameters of the release by name.
-        name: its name.
-        least_axes: smallest allowed number of axes.
-
     Raises:
-        CheckpointError: if it is missing, empty or has fewer axes.
+        CheckpointError: if it is missing, empty or has less than ``least_axes`` axes.
     """
     if name not in source or source[name].dim() < least_axes or source[name].numel() == 0:
         raise CheckpointError(
@@ -100,12 +95,7 @@ def get_parameter(source: Mapping[str, Tensor], name: str, least_axes: int = 1) 
 
 
 def count(source: Mapping[str, Tensor], pattern: str) -> int:
-    """Number of distinct prefixes of parameter names that match a regular expression.
-
-    Args:
-        source: parameters of the release by name.
-        pattern: regular expression for the start of a name.
-    """
+    """Number of distinct prefixes of parameter names that match a regular expression."""
     return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
 
 

@@ -89,7 +89,7 @@ def detect_arch(
 
     Args:
         source: parameters by name.
-        num_heads: attention heads, where the shapes do not determine them.
+        num_heads: attention heads, if the shapes do not determine them.
 
     Returns:
         A name, or SAGViT's ``arch`` dict, without ``num_heads`` if it is unknown.

@@ -57,15 +57,8 @@ class ConvProjectionAttention(GlobalAttention):
     """Self-attention whose queries, keys and values are projected by convolutions, as in CvT.
 
     Each of the three has a :class:`ConvProjection` before its linear layer; those of keys and
-    values have stride 2, as in CvT's published models, which leaves a quarter of the keys.
-
-    Args:
-        channels: channels C of input and output.
-        num_heads: heads h; must divide ``channels``.
-        shared_kv: whether all heads share one key and one value of C / h channels.
-
-    Raises:
-        ValueError: if ``num_heads`` does not divide ``channels``.
+    values have stride 2, as in CvT's published models, which leaves a quarter of the keys. The
+    arguments are those of :class:`~mmvitattn.layers.GlobalAttention`.
     """
 
     def __init__(self, channels: int, num_heads: int, shared_kv: bool = False) -> None:

@@ -93,14 +93,9 @@ class TranslatedPatchEmbed(PatchEmbed):
     """Embeds T translations of an image, all by the same convolution (SAG, section 4.1, (i)).
 
     Translated images are filled by reflection, then padded as in
-    :class:`~mmvitattn.layers.patch_embed.PatchEmbed`.
+    :class:`~mmvitattn.layers.patch_embed.PatchEmbed`, whose other arguments it takes.
 
     Args:
-        in_channels: channels of the image.
-        channels: channels of each embedding.
-        kernel_size: side of the kernel, in pixels.
-        stride: stride, in pixels.
-        padding: additional zeros on each side of the translated image, in pixels.
         shifts: pairs of pixels (down, right), negative ones (up, left).
 
     Raises:

@@ -106,10 +106,7 @@ class WindowAttention(nn.Module):
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for each pair of positions in a window, as in Swin.
-
-    Args:
-        window_size: side w of the window.
+    """Row of the bias table for each pair of positions in a window of side w, as in Swin.
 
     Returns:
         (w*w, w*w), query by key: index of the offset query - key, row by row from (1 - w, 1 - w).

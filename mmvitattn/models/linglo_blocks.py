@@ -119,12 +119,7 @@ LAYOUT = {'H': LinGloBlock, 'C': LinGloConvBlock}
 
 
 def make_downsample(embed: Embed | None, in_channels: int, channels: int) -> nn.Sequential:
-    """LayerNorm, then an embedding of stride 2; the identity for ``None``.
-
-    Args:
-        embed: a value of ``DOWNSAMPLES``.
-        in_channels: channels of the previous stage.
-        channels: channels of the next stage.
+    """LayerNorm, then an embedding of stride 2, between two stages; the identity for ``None``.
 
     Raises:
         ValueError: for ``None`` between stages with different channels.
@@ -141,10 +136,7 @@ def make_downsample(embed: Embed | None, in_channels: int, channels: int) -> nn.
 
 
 def cpe_options(position: str | Mapping | None) -> Mapping | None:
-    """Options of RPCPE for the backbone's option ``position``; ``None`` for no RPCPE.
-
-    Args:
-        position: a key of ``POSITIONS``, or the options themselves.
+    """Options of RPCPE for a key of ``POSITIONS`` or a mapping; ``None`` for no RPCPE.
 
     Raises:
         ValueError: for unknown names or options.
@@ -157,12 +149,7 @@ def cpe_options(position: str | Mapping | None) -> Mapping | None:
 
 
 def check_layout(layout: str | None, num_stages: int, cpe: Mapping | None) -> str:
-    """One letter of ``LAYOUT`` for each stage.
-
-    Args:
-        layout: the letters; ``None`` for only hybrid stages.
-        num_stages: number of stages.
-        cpe: options of RPCPE, or ``None``; convolutional blocks need it.
+    """One letter of ``LAYOUT`` for each stage; ``None`` stands for hybrid stages.
 
     Raises:
         ValueError: for unknown letters, a wrong number of them, or 'C' without RPCPE.

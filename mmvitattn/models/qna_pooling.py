@@ -73,14 +73,7 @@ class QnAPooling(BaseModule):
         nn.init.normal_(self.attention_scale, std=0.02)
 
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor]:
-        """Pools a map.
-
-        Args:
-            features: (B, C, H, W), or a tuple of maps, of which the last one is used.
-
-        Returns:
-            (B, C), in a tuple if the input is a tuple.
-        """
+        """Maps (B, C, H, W) to (B, C), or a tuple, of which the last map is used, to a tuple."""
         if isinstance(features, tuple):
             return (self(features[-1]),)
         x = features.permute(0, 2, 3, 1)

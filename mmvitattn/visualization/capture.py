@@ -124,9 +124,6 @@ def grid_of(backbone: nn.Module, stage: int, image_size: Sequence[int]) -> Grid:
         backbone: a backbone of this package.
         stage: from 1.
         image_size: height and width of the network's input, in pixels.
-
-    Returns:
-        The grid.
     """
     stem: Any = backbone.stem[0] if isinstance(backbone.stem, nn.Sequential) else backbone.stem
     offsets = [0, 0]

@@ -13,13 +13,10 @@ DEFAULT_POSITIONS = 3
 
 
 def default_positions(picture: np.ndarray) -> list[Position]:
-    """Strong corners, far from each other.
+    """At most three strong corners, far from each other, or the centre if there are none.
 
     Args:
         picture: RGB, (H, W, 3).
-
-    Returns:
-        Three positions (x, y), or the centre where there are no corners.
     """
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
@@ -34,15 +31,7 @@ def default_positions(picture: np.ndarray) -> list[Position]:
 
 
 def read_positions(texts: Sequence[str], width: int, height: int) -> list[Position]:
-    """Parses positions of the command line.
-
-    Args:
-        texts: each 'X,Y'.
-        width: width of the picture, in pixels.
-        height: its height.
-
-    Returns:
-        The positions.
+    """Parses positions 'X,Y' in a picture of ``width`` x ``height`` pixels.
 
     Raises:
         UsageError: if one is malformed or lies outside the picture.

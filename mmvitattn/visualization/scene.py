@@ -36,12 +36,7 @@ class Scene(NamedTuple):
 
 
 def show(ax: Axes, picture: np.ndarray) -> None:
-    """Draws an image in pixel coordinates, without axes; what is drawn later does not change them.
-
-    Args:
-        ax: empty axes.
-        picture: RGB, (H, W, 3).
-    """
+    """Draws a picture (H, W, 3) in pixel coordinates, which later drawings do not change."""
     height, width = picture.shape[:2]
     ax.imshow(picture, extent=(0, width, height, 0), interpolation='nearest')
     ax.autoscale(False)

@@ -25,13 +25,9 @@ DIRECTIONS = (
 
 
 def shift_colours(looks: np.ndarray) -> np.ndarray:
-    """A colour for each offset that a patch can look at: hue for direction, paler for short ones.
+    """Colours (T, 3), RGB in [0, 1], for offsets (T, 2), (right, down) from the patch in pixels.
 
-    Args:
-        looks: offsets (right, down) from the patch in pixels, (T, 2).
-
-    Returns:
-        RGB in [0, 1], (T, 3).
+    The hue is the direction; short offsets are paler.
     """
     lengths = np.hypot(*looks.T)
     sectors = np.round(np.arctan2(looks[:, 1], looks[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -46,12 +42,7 @@ def shift_colours(looks: np.ndarray) -> np.ndarray:
 
 
 def draw_shifts(scene: Scene, layer: CapturedLayer) -> Figure:
-    """Where each patch looks: for each head the strongest shift, and the mean of all below it.
-
-    Args:
-        scene: the picture.
-        layer: a layer of local attention over shifts.
-    """
+    """Where each patch looks: for each head the strongest shift, and the mean of all below it."""
     looks = -np.array(layer.shifts)[:, ::-1]  # (right, down) in pixels
     weights = layer.weights()[:, 0].numpy()  # (T, H, W, h)
     heads = weights.shape[-1]

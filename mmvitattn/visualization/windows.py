@@ -61,13 +61,7 @@ def windows_at(layer: CapturedLayer, positions: Sequence[Position]) -> list[Wind
 
 
 def draw_windows(scene: Scene, layer: CapturedLayer, positions: Sequence[Position]) -> Figure:
-    """Weights of the windows nearest to some positions: one panel per head.
-
-    Args:
-        scene: the picture.
-        layer: a learned-query layer.
-        positions: (x, y) in pixels of the picture.
-    """
+    """Weights of the windows of a layer nearest to some positions: one panel per head."""
     windows = windows_at(layer, positions)
     heads, k, _ = windows[0].weights.shape
     groups = [
@@ -82,13 +76,7 @@ def draw_windows(scene: Scene, layer: CapturedLayer, positions: Sequence[Positio
 def draw_windows_overview(
     scene: Scene, layers: Sequence[CapturedLayer], positions: Sequence[Position]
 ) -> Figure:
-    """Strength of each value in a window, over all heads: one column per layer.
-
-    Args:
-        scene: the picture.
-        layers: learned-query layers.
-        positions: (x, y) in pixels of the picture.
-    """
+    """Strength of each value in a window, over all heads: one column per layer."""
     groups: list[list[Panel]] = [[] for _ in positions]
     for layer in layers:
         title = layer.title.replace('down-sampling to', 'to').replace(', ', '\n')

@@ -1,7 +1,7 @@
 """The official release's models, read from its own file format and converted.
 
-``checkpoint_mini`` was written by the release (most of its optimizer state taken out). The recorded
-7 x 7 model has the same parameters but for its tables, and its input begins with the other's.
+``checkpoint_mini`` was written by the release (most of its optimizer state is removed). The recorded
+7 x 7 model has the same parameters except for its tables, and its input starts with the other's.
 """
 
 import pickle

@@ -1,7 +1,7 @@
-"""What the official configuration can name, against outputs recorded from the release.
+"""Options of the official configuration, against outputs recorded from the release.
 
-The recordings hold the names and shapes of each model's parameters, as the release made them, and
-its outputs for one image. Values are drawn anew, from the names.
+The recordings contain the names and shapes of each model's parameters and its outputs for one
+image. The values are random numbers, seeded by the names.
 """
 
 import json
@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
 RECORDED = json.loads((DATA / 'recorded_options.json').read_text())
 CASES = RECORDED['cases']
-# What leaves no trace in the parameters, or not enough.
-UNTOLD = {
+# Options that the parameters do not determine, and the error.
+UNKNOWN = {
     'scale_posneg': 'attn_scale_weights is missing',
     'scale_avg': 'attn_scale_weights is missing',
     'scale_none': 'attn_scale_weights is missing',
@@ -69,7 +69,7 @@ def checkpoint_of(case):
 
 
 class Classifier(nn.Module):
-    """A classifier as the description of a conversion tells to build it."""
+    """A classifier built from the description of a conversion."""
 
     def __init__(self, description):
         super().__init__()
@@ -122,29 +122,31 @@ def test_equals_the_official_release(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('case', sorted(set(CASES) - set(UNTOLD)))
-def test_the_parameters_tell_the_options(case):
+@pytest.mark.parametrize('case', sorted(set(CASES) - set(UNKNOWN)))
+def test_options_from_the_parameters(case):
     checkpoint, config = checkpoint_of(case)
     expected, by_config = convert_qna_vit(checkpoint, config=config)
     state_dict, description = convert_qna_vit(checkpoint)
     assert set(state_dict) == set(expected)
     assert all(torch.equal(state_dict[name], expected[name]) for name in expected)
-    untold = ('normalize_queries', 'normalize_stop_grads', 'drop_path_rate')
-    told = {key: by_config['backbone'].get(key, default) for key, default in DEFAULTS.items()}
-    for key in set(told) - set(untold):
-        told_by_shapes = description['backbone'].get(key, DEFAULTS[key])
+    unknown = ('normalize_queries', 'normalize_stop_grads', 'drop_path_rate')
+    expected_options = {
+        key: by_config['backbone'].get(key, default) for key, default in DEFAULTS.items()
+    }
+    for key in set(expected_options) - set(unknown):
+        from_shapes = description['backbone'].get(key, DEFAULTS[key])
         if key == 'layer_scale':
-            assert (told_by_shapes is None) == (told[key] is None)
+            assert (from_shapes is None) == (expected_options[key] is None)
         else:
-            assert told_by_shapes == told[key], key
+            assert from_shapes == expected_options[key], key
     if case != 'normalize_some':
         assert_equals_recorded(classifier_of(state_dict, description), case)
 
 
-@pytest.mark.parametrize('case', sorted(UNTOLD))
-def test_what_leaves_no_trace_names_the_remedy(case):
+@pytest.mark.parametrize('case', sorted(UNKNOWN))
+def test_options_that_the_parameters_do_not_determine(case):
     checkpoint, _ = checkpoint_of(case)
-    with pytest.raises(CheckpointError, match=f'{UNTOLD[case]}.*--config FILE.json'):
+    with pytest.raises(CheckpointError, match=f'{UNKNOWN[case]}.*--config FILE.json'):
         convert_qna_vit(checkpoint)
 
 
@@ -234,7 +236,7 @@ def test_training_options_come_from_the_configuration():
 
 @pytest.mark.parametrize('case', ['absolute_pos', 'scale_ones', 'scale_normal_elementwise'])
 def test_other_windows(case):
-    """Tables over offsets are resized, whatever their form; what has no offsets stays."""
+    """Tables over offsets of any form are resized; others are not changed."""
     checkpoint, _ = checkpoint_of(case)
     before, _ = convert_qna_vit(checkpoint)
     state_dict, description = convert_qna_vit(checkpoint, kernel_sizes=7)

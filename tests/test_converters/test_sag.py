@@ -1,7 +1,7 @@
 """The official release's models, read from its own file format and converted.
 
-``checkpoint_mini.pth`` is the release's file. The two other recorded models have its numbers, as
-far as they go, and the rest in ``parameters.npz``; their inputs begin alike, too.
+``checkpoint_mini.pth`` is the release's file. The parameters of the two other recorded models start
+with its values; the rest is in ``parameters.npz``. Their inputs start with the same values, too.
 """
 
 import json
@@ -85,14 +85,14 @@ def test_equals_the_official_release(name, setting, files, run_main, tmp_path):
 
 @pytest.mark.parametrize('name', list(RECORDED))
 def test_number_of_heads_is_not_needed(name, files, run_main, tmp_path):
-    """No parameter depends on it; where nothing tells it, the description leaves it open."""
+    """No parameter depends on it; if it is unknown, the description omits it."""
     dst = tmp_path / 'mini.pth'
     status, output, errors = run_main(TOOL, files[name], dst)
     assert status == 0, errors
     converted = torch.load(dst, weights_only=True)
-    told = name == 'cifar'  # by the shared keys' width
-    assert ('num_heads' in converted['meta']['arch']) == told
-    assert ('add num_heads to arch' in output) != told
+    known = name == 'cifar'  # from the shape of the shared keys
+    assert ('num_heads' in converted['meta']['arch']) == known
+    assert ('add num_heads to arch' in output) != known
     heads = RECORDED[name][0]
     expected, description = convert_sag(
         read_torch_pickle(files[name]), num_heads=heads if len(heads) > 1 else heads[0]
@@ -273,7 +273,7 @@ def opcodes(body):
     ['argparse\nNamespace', 'torch._utils\n_rebuild_tensor_v2', 'collections\nOrderedDict'],
 )
 def test_listed_classes_and_functions_cannot_be_altered(target, tmp_path):
-    """BUILD with a pair sets attributes of whatever stands on the stack."""
+    """BUILD with a pair sets attributes of the object on the stack."""
     path = tmp_path / 'checkpoint.pth'
     state = b'N}X\x05\x00\x00\x00wrongK\x01s\x86'  # (None, {'wrong': 1})
     path.write_bytes(opcodes(b'c' + target.encode() + b'\n' + state + b'b'))

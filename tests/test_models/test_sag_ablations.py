@@ -211,7 +211,7 @@ def test_one_translation_is_the_image_itself():
 @torch.no_grad()
 @pytest.mark.parametrize(('local', 'reach'), [('window', 14), ('convolution', 32), (None, 32)])
 def test_how_far_a_pixel_reaches(local, reach):
-    """Through the first block alone: its window of 7 x 7 positions of 2 x 2 pixels, or all."""
+    """Of the first block: its window of 7 x 7 positions of 2 x 2 pixels, or all."""
     model = mini(dict(MINI, depths=(1, 1), image_size=32), local=local, out_indices=0).eval()
     image = torch.randn(1, 3, 32, 32)
     changed = image.clone()
