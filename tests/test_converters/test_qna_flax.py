@@ -1,6 +1,6 @@
 """The official release's models, read from its own file format and converted.
 
-``checkpoint_mini`` was written by the release (most of its optimizer state is removed). The recorded
+``checkpoint_mini`` was written by the release, without most of its optimizer state. The recorded
 7 x 7 model has the same parameters except for its tables, and its input starts with the other's.
 """
 
