@@ -50,9 +50,7 @@ demo: $(INSTALLED)
 	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
 	@mkdir -p $(RESULTS)
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
-	  --work-dir $(DEMO_DIR)/test --out $(RESULTS)/predictions.pkl | tee $(RESULTS)/test.txt
-	$(BIN)/python tools/analysis_tools/draw_detections.py $(RESULTS)/predictions.pkl \
-	  data/shapes/coco/annotations/instances_val2017.json $(RESULTS)/pictures
+	  --work-dir $(DEMO_DIR)/test --show-dir $(RESULTS)/pictures | tee $(RESULTS)/test.txt
 	@echo
 	@grep '^ Average' $(RESULTS)/test.txt
 	@echo "pictures    $(RESULTS)/pictures/overview.png and others: true boxes left, predicted right"

@@ -56,6 +56,8 @@ EXTRAS['dev'] += [*EXTRAS['convert'], *EXTRAS['export'], *EXTRAS['benchmark']]
 class BuildWithResources(build_py):
     """Adds configs, tools and the model index to the wheel, where MIM and mmengine.hub look.
 
+    The benchmark is for a clone: the wheel has neither its package nor its tool.
+
     They are copied into the build folder alone; an editable installation reads the clone's.
     """
 
@@ -67,7 +69,7 @@ class BuildWithResources(build_py):
         target = Path(self.build_lib) / 'mmvitattn' / '.mim'
         shutil.rmtree(target, ignore_errors=True)  # of an earlier build
         for folder in ('configs', 'tools'):
-            ignored = shutil.ignore_patterns('__pycache__')
+            ignored = shutil.ignore_patterns('__pycache__', 'benchmark.py')
             shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target)
 
@@ -80,7 +82,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     cmdclass={'build_py': BuildWithResources},
-    packages=find_packages(include=['mmvitattn', 'mmvitattn.*']),
+    packages=find_packages(include=['mmvitattn', 'mmvitattn.*'], exclude=['mmvitattn.benchmark']),
     python_requires='>=3.10',
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -55,7 +55,6 @@ def main(arguments: list[str]) -> None:
         if name not in tools:
             raise UsageError(f'there is no tool {name!r}; choose one of {", ".join(tools)}')
     sys.argv = [str(tools[name]), *map(resolved, rest)]
-    sys.path.insert(0, str(tools[name].parent))  # as Python does for a script
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 

@@ -1,9 +1,13 @@
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mmvitattn.__main__ import find_tools
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,19 +28,41 @@ def own_default_scope():
 
 
 @pytest.fixture
-def run_tool(tmp_path):
-    """Runs a tool of the repository in a process of its own; returns it when it has ended."""
+def run_tool(monkeypatch, capsys):
+    """Runs a tool of the repository, from its root; returns exit status, stdout and stderr.
 
-    def run(tool, *arguments, env=None, check=True, launcher=()):
-        command = [sys.executable, *launcher, str(ROOT / tool), *map(str, arguments)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **(env or {})}
-        )
-        if check:
-            assert done.returncode == 0, f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
+    By default its ``main`` is called in this process, which is fast. With ``process`` it is a
+    process of its own, as for a user, with ``env`` added to its environment and the words of
+    ``launcher``, e.g. ``-m torch.distributed.run``, before the tool; both imply it. ``status`` is
+    the exit status that is expected, ``None`` for any.
+    """
+
+    def run(tool, *arguments, status=0, process=False, env=None, launcher=()):
+        path, words = str(find_tools()[Path(tool).stem]), [str(word) for word in arguments]
+        if process or env or launcher:
+            command = [sys.executable, *launcher, path, *words]
+            env = {**os.environ, **(env or {})}
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+        else:
+            monkeypatch.chdir(ROOT)
+            monkeypatch.setattr(sys, 'argv', [path, *words])
+            capsys.readouterr()
+            code = call_main(path)
+            done = subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+        assert status in (done.returncode, None), f'{done.stdout[-4000:]}\n{done.stderr[-4000:]}'
         return done
 
-    return run
+    yield run
+    logging.disable(logging.NOTSET)  # the tools silence the toolboxes' notes
+
+
+def call_main(path):
+    """Exit status of a script's ``main``."""
+    try:
+        runpy.run_path(path, run_name='tool_in_test')['main']()
+    except SystemExit as end:
+        return end.code or 0
+    return 0
 
 
 @pytest.fixture(scope='session')

@@ -35,7 +35,7 @@ TABLE = re.compile(
 )
 
 OTHER_COMMANDS = {'cd', 'cp', 'git', 'ls', 'make', 'mim', 'mkdir', 'pip', 'python'}
-OTHER_COMMANDS |= {'torchrun', 'unzip'}
+OTHER_COMMANDS |= {'done', 'for', 'torchrun', 'unzip'}
 LAUNCHERS = {  # script: tool, words before the config, words between the config and the options
     'dist_train.sh': ('train', 0, 1),
     'dist_test.sh': ('test', 0, 2),
@@ -118,9 +118,7 @@ def parse():
         if tool not in modules:
             spec = importlib.util.spec_from_file_location(f'docs_{tool}', find_tools()[tool])
             modules[tool] = importlib.util.module_from_spec(spec)
-            sys.path.insert(0, str(find_tools()[tool].parent))  # as Python does for a script
             spec.loader.exec_module(modules[tool])
-            sys.path.pop(0)
         argv, sys.argv = sys.argv, [tool, *words]
         try:
             return modules[tool].parse_args()
@@ -173,7 +171,6 @@ def test_tables_are_what_their_commands_print(page, monkeypatch, capsys):
     """In this process, which has imported the toolboxes once for all of them."""
     for command, text in tables(page):
         monkeypatch.setattr(sys, 'argv', [])
-        monkeypatch.setattr(sys, 'path', [*sys.path])
         monkeypatch.setattr(logging.root.manager, 'disable', logging.NOTSET)
         capsys.readouterr()
         tool, words = tool_call(shlex.split(command))

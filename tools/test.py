@@ -3,13 +3,18 @@
 import argparse
 from pathlib import Path
 
+import cv2
+import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
 from mmvitattn.engine import cli, preflight
 from mmvitattn.engine.checkpoints import load_checkpoint, use_safe_loading
 from mmvitattn.engine.errors import UsageError, usage_errors_exit
+
+OVERVIEW_GRID, OVERVIEW_WIDTH, GAP = (4, 3), 512, 10  # rows and columns; pixels
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     cli.add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
-    parser.add_argument('--show-dir', help='write pictures of the predictions there')
+    parser.add_argument('--show-dir', help='new or empty folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
 
@@ -73,6 +78,24 @@ def draw_pictures(cfg: Config, folder: Path) -> None:
         cfg.custom_hooks = [*cfg.get('custom_hooks', []), pictures]
 
 
+def write_overview(folder: Path) -> None:
+    """Joins the first pictures of a folder, enlarged where they are small, in ``overview.png``."""
+    pictures = sorted(p for p in folder.rglob('*') if p.suffix in ('.png', '.jpg'))
+    overview, (rows, columns) = folder / 'overview.png', OVERVIEW_GRID
+    if overview in pictures:
+        return  # a test picture of that name
+    images = [cv2.imread(str(path)) for path in pictures[: rows * columns]]
+    height, width = images[0].shape[:2]
+    factor = max(1, round(OVERVIEW_WIDTH / width))
+    height, width = height * factor, width * factor
+    sheet = np.full((rows * (height + GAP), columns * (width + GAP), 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        tile = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        sheet[top : top + height, left : left + width] = tile
+    cv2.imwrite(str(overview), sheet)
+
+
 def augment(cfg: Config) -> None:
     """Wraps the model and the pipeline in the config's test-time augmentation."""
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
@@ -89,6 +112,8 @@ def main() -> None:
         use_safe_loading(args.trust_checkpoint)
         cli.start_processes(cfg)
         Runner.from_cfg(cfg).test()
+    if args.show_dir and is_main_process():
+        write_overview(Path(args.show_dir))
 
 
 if __name__ == '__main__':

@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,43 +9,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def load_tool():
-    """Imports a converter's script."""
-
-    def load(name):
-        path = ROOT / 'tools' / 'model_converters' / name
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        return tool
-
-    return load
-
-
-@pytest.fixture
-def run_main(load_tool, monkeypatch, capsys):
-    """Runs a converter, a script's name or module, and returns exit status, output and errors."""
-
-    def run(tool, *arguments):
-        tool = load_tool(tool) if isinstance(tool, str) else tool
-        monkeypatch.setattr(sys, 'argv', [tool.__name__, *map(str, arguments)])
-        try:
-            tool.main()
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def assert_refuses(run_main):
+def assert_refuses(run_tool):
     """Runs a converter, which must end with one line that contains the message."""
 
     def run(tool, *arguments, message):
-        status, _, errors = run_main(tool, *arguments)
-        assert status == 2
+        errors = run_tool(tool, *arguments, status=2).stderr
         assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
 
     return run

@@ -5,7 +5,6 @@
 """
 
 import pickle
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from .conftest import assert_fills_a_backbone, build_classifier, relative_differ
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
 MINI = DATA / 'checkpoint_mini'
-TOOL = 'qna_flax_to_mm.py'
+TOOL = 'qna_flax_to_mm'
 
 
 def pack(tree, chunk_bytes=None):
@@ -80,10 +79,9 @@ def files(tmp_path_factory):
 
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['mini', 'mini_7x7'])
-def test_equals_the_official_release(name, files, run_main, tmp_path):
+def test_equals_the_official_release(name, files, run_tool, tmp_path):
     dst = tmp_path / 'mini.pth'
-    status, output, errors = run_main(TOOL, files[name], dst)
-    assert status == 0, errors
+    output = run_tool(TOOL, files[name], dst).stdout
     assert 'dropped: opt_state, step' in output
     meta = torch.load(dst, weights_only=True)['meta']
     channels = 8 * meta['arch']['base_channels']
@@ -363,15 +361,11 @@ def test_tool_leaves_dst_untouched_on_errors(assert_refuses, tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {'out.pth', 'broken'}
 
 
-def test_tool_overwrites_with_force_and_resizes(tmp_path):
+def test_tool_overwrites_with_force_and_resizes(run_tool, tmp_path):
     dst = tmp_path / 'out.pth'
     dst.write_bytes(b'old')
     options = ('--force', '--window', '4', '4', '6', '3', '--kernel-size', '5')
-    subprocess.run(
-        [sys.executable, ROOT / 'tools/model_converters' / TOOL, MINI, dst, *options],
-        check=True,
-        cwd=ROOT,
-    )
+    run_tool(TOOL, MINI, dst, *options, process=True)
     saved = torch.load(dst, weights_only=True)
     assert saved['meta']['kernel_sizes'] == (5, 5, 5, 5)
     assert saved['meta']['source'] == 'checkpoint_mini'

@@ -184,25 +184,21 @@ def test_configuration_files(tmp_path):
             read_official_config(path)
 
 
-def test_tool_takes_a_configuration_and_prints_the_options(
-    tmp_path, monkeypatch, load_tool, run_main
-):
+def test_tool_takes_a_configuration_and_prints_the_options(tmp_path, monkeypatch, run_tool):
     src, dst, config = (tmp_path / name for name in ('checkpoint_0', 'out.pth', 'official.json'))
     src.touch()
     checkpoint, settings = checkpoint_of('scale_avg')
-    tool = load_tool('qna_flax_to_mm.py')
-    monkeypatch.setattr(tool, 'read_flax_msgpack', lambda path: checkpoint)
+    monkeypatch.setattr('mmvitattn.converters.read_flax_msgpack', lambda path: checkpoint)
     for arguments, message in (
         ((), '--config FILE.json'),
         (('--config', config), 'lacks qna_layers'),
         (('--config', tmp_path / 'nothing.json'), 'nothing.json'),
     ):
         config.write_text('{"base_dim": 8}')
-        status, _, errors = run_main(tool, src, dst, *arguments)
-        assert status == 2 and message in errors and not dst.exists()
+        done = run_tool('qna_flax_to_mm', src, dst, *arguments, status=2)
+        assert message in done.stderr and not dst.exists()
     config.write_text(json.dumps(settings))
-    status, output, _ = run_main(tool, src, dst, '--config', config)
-    assert status == 0
+    output = run_tool('qna_flax_to_mm', src, dst, '--config', config).stdout
     assert "'attention_scale': 'avg'" in output
     assert "neck = {'type': 'GlobalAveragePooling'}" in output
     meta = torch.load(dst, weights_only=True)['meta']

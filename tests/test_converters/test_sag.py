@@ -28,7 +28,7 @@ from .conftest import assert_fills_a_backbone, build_classifier, relative_differ
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'sag'
 MINI = DATA / 'checkpoint_mini.pth'
-TOOL = 'sag_to_mm.py'
+TOOL = 'sag_to_mm'
 ARGS = Namespace(lr=0.0005, model='tiny_patch0', output_dir='output')
 # Heads, and sides of the input.
 RECORDED = {'in1k': ((2, 4, 4), 64), 'patch7': ((4,), 112), 'cifar': ((3,), 16)}
@@ -56,11 +56,10 @@ def files(tmp_path_factory):
 @torch.no_grad()
 @pytest.mark.parametrize('setting', ['', 'reference'])
 @pytest.mark.parametrize('name', list(RECORDED))
-def test_equals_the_official_release(name, setting, files, run_main, tmp_path):
+def test_equals_the_official_release(name, setting, files, run_tool, tmp_path):
     """Logits, patch embedding and each stage's tokens, within 2e-6 of the largest value."""
     (heads, side), dst = RECORDED[name], tmp_path / 'mini.pth'
-    status, output, errors = run_main(TOOL, files[name], dst, '--num-heads', *heads)
-    assert status == 0, errors
+    output = run_tool(TOOL, files[name], dst, '--num-heads', *heads).stdout
     assert 'dropped: args, epoch' in output
     meta = torch.load(dst, weights_only=True)['meta']
     arch = meta['arch']
@@ -84,11 +83,10 @@ def test_equals_the_official_release(name, setting, files, run_main, tmp_path):
 
 
 @pytest.mark.parametrize('name', list(RECORDED))
-def test_number_of_heads_is_not_needed(name, files, run_main, tmp_path):
+def test_number_of_heads_is_not_needed(name, files, run_tool, tmp_path):
     """No parameter depends on it; if it is unknown, the description omits it."""
     dst = tmp_path / 'mini.pth'
-    status, output, errors = run_main(TOOL, files[name], dst)
-    assert status == 0, errors
+    output = run_tool(TOOL, files[name], dst).stdout
     converted = torch.load(dst, weights_only=True)
     known = name == 'cifar'  # from the shape of the shared keys
     assert ('num_heads' in converted['meta']['arch']) == known
@@ -316,7 +314,7 @@ def test_bad_files_give_one_clear_error(kind, tmp_path):
     )
 
 
-def test_tool_leaves_dst_untouched_on_errors(run_main, assert_refuses, tmp_path):
+def test_tool_leaves_dst_untouched_on_errors(run_tool, assert_refuses, tmp_path):
     dst, broken, hostile = (tmp_path / name for name in ('out.pth', 'broken', 'hostile'))
     broken.write_bytes(MINI.read_bytes()[:-1])
     torch.save({'model': {}, 'args': REFUSED['print']}, hostile)
@@ -334,6 +332,5 @@ def test_tool_leaves_dst_untouched_on_errors(run_main, assert_refuses, tmp_path)
     assert_refused(MINI, dst, '--force', '--num-heads', 2, 2, message='num_heads')
     assert dst.read_bytes() == b'precious'
     assert {path.name for path in tmp_path.iterdir()} == {'out.pth', 'broken', 'hostile'}
-    status, _, errors = run_main(TOOL, MINI, dst, '--force')
-    assert status == 0, errors
+    run_tool(TOOL, MINI, dst, '--force')
     assert torch.load(dst, weights_only=True)['meta']['source'] == MINI.name

@@ -51,7 +51,7 @@ def test_losses_equal_one_process_with_twice_the_batch(small_shapes, run_tool, t
             launcher = ('-m', 'torch.distributed.run', f'--nproc_per_node={processes}')
             launcher += ('--master_addr=127.0.0.1', f'--master_port={free_port()}')
             arguments += ['--launcher', 'pytorch']
-        run_tool('tools/train.py', *arguments, env=env, launcher=launcher)
+        run_tool('train', *arguments, env=env, launcher=launcher)
         losses[processes] = json.loads(out_file.read_text())
     print('losses of one and of two processes:', losses)
     assert len(losses[1]) == 4

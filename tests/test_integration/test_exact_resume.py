@@ -143,9 +143,8 @@ def test_tools_resume_exactly(kind, small_shapes, run_tool, tmp_path, root):
             launcher = ('-m', 'torch.distributed.run', '--standalone')
             launcher += (f'--nproc_per_node={processes}',)
             arguments += ['--launcher', 'pytorch']
-        return run_tool(
-            *('tools/train.py', *arguments), env=env, launcher=launcher, check=not kill_at
-        )
+        status = None if kill_at else 0
+        return run_tool('train', *arguments, env=env, launcher=launcher, status=status)
 
     run('whole')
     killed = run('broken', kill_at=7)

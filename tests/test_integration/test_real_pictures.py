@@ -18,9 +18,9 @@ def test_detection(backbone, real_data, run_tool, tmp_path):
         'train_cfg.max_epochs=2',
         'model.test_cfg.score_thr=0.0',  # after two epochs nothing scores 0.05
     ]
-    run_tool('tools/train.py', config, '--from-scratch', *data, '--cfg-options', *small)
+    run_tool('train', config, '--from-scratch', *data, '--cfg-options', *small, process=True)
     checkpoint = tmp_path / 'epoch_2.pth'
-    done = run_tool('tools/test.py', config, checkpoint, *data, '--cfg-options', *small)
+    done = run_tool('test', config, checkpoint, *data, '--cfg-options', *small, process=True)
     precision = re.search(r'area=   all \| maxDets=100 \] = (-?\d\.\d+)', done.stdout)
     assert precision and 0 <= float(precision.group(1)) <= 1
     assert checkpoint.stat().st_size > 1e7
@@ -40,12 +40,13 @@ def test_segmentation(real_data, run_tool, tmp_path):
         'train_cfg.val_interval=2',
         'default_hooks.checkpoint.interval=2',
     ]
-    run_tool('tools/train.py', config, '--from-scratch', *data, '--cfg-options', *small)
+    run_tool('train', config, '--from-scratch', *data, '--cfg-options', *small, process=True)
     done = run_tool(
-        'tools/test.py',
+        'test',
         *(config, tmp_path / 'iter_2.pth', *data),
         *('--show-dir', tmp_path / 'pictures', '--cfg-options', *small),
+        process=True,
     )
     miou = re.search(r'mIoU: (\d+\.\d+)', done.stdout + done.stderr)
     assert miou and 0 <= float(miou.group(1)) <= 100
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 3
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 3 + 1  # with the overview

@@ -23,18 +23,18 @@ def test_killed_run_resumes(small_shapes, run_tool, tmp_path, root):
     process.wait()
     assert not (tmp_path / 'epoch_10.pth').exists()
 
-    refused = run_tool('tools/train.py', *arguments, check=False)
-    assert refused.returncode == 2
+    refused = run_tool('train', *arguments, status=2, process=True)
     assert 'already holds the checkpoints of a run' in refused.stderr
 
     last = (tmp_path / 'last_checkpoint').read_text().strip()
     epoch = int(last.rsplit('_', 1)[1].removesuffix('.pth'))
     done = run_tool(
-        'tools/train.py',
+        'train',
         *arguments,
         '--resume',
         '--cfg-options',
         f'train_cfg.max_epochs={epoch + 1}',
+        process=True,
     )
     log = done.stdout + done.stderr
     assert f'resumed epoch: {epoch}' in log

@@ -27,15 +27,15 @@ def train(run_tool, small_shapes, tmp_path):
     """Trains on two processes, of two iterations an epoch."""
     launcher = ('-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_addr=127.0.0.1')
 
-    def run(config, name, epochs, *options, check=True):
+    def run(config, name, epochs, *options, status=0):
         return run_tool(
-            'tools/train.py',
+            'train',
             *(config, '--launcher', 'pytorch', '--work-dir', tmp_path / name, *options),
             *('--data-root', small_shapes / 'imagenet'),
             *('--cfg-options', f'train_cfg.max_epochs={epochs}', 'train_dataloader.batch_size=8'),
             env={'OMP_NUM_THREADS': '1'},
             launcher=(*launcher, f'--master_port={free_port()}'),
-            check=check,
+            status=status,
         )
 
     return run
@@ -71,7 +71,7 @@ def test_sharded_and_resumed_is_as_whole_and_uninterrupted(train, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(ON_CPU, reason='this PyTorch shards on CPUs')
 def test_without_gpu_an_old_torch_is_told(train):
-    done = train(SHARDED, 'sharded', 1, check=False)
+    done = train(SHARDED, 'sharded', 1, status=None)
     assert done.returncode != 0 and 'shards on GPUs alone' in done.stderr
     assert 'TypeError' not in done.stderr
 

@@ -2,6 +2,8 @@
 
 import pickle
 
+import cv2
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -36,19 +38,23 @@ TASKS = {
 def test_train_then_test(task, small_shapes, run_tool, tmp_path):
     config, data, short, checkpoint, metric = TASKS[task]
     common = [f'configs/demo/{config}', '--data-root', small_shapes / data]
-    run_tool('tools/train.py', *common, '--work-dir', tmp_path / 'run', '--cfg-options', *short)
+    work_dir = tmp_path / 'run'
+    run_tool('train', *common, '--work-dir', work_dir, '--cfg-options', *short, process=True)
     common.insert(1, tmp_path / 'run' / checkpoint)
     common += ['--work-dir', tmp_path / 'test']
     out, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
     plain = run_tool(
-        'tools/test.py',
+        'test',
         *(*common, '--out', out, '--show-dir', pictures, '--cfg-options', *short),
+        process=True,
     )
     assert metric in plain.stdout + plain.stderr
     predictions = pickle.loads(out.read_bytes())
     num_pictures = 6 if task == 'classification' else 8
     assert len(predictions) == num_pictures
     drawn = [p for p in pictures.rglob('*') if p.suffix in ('.png', '.jpg')]
-    assert len(drawn) == num_pictures
-    augmented = run_tool('tools/test.py', *common, '--tta', '--cfg-options', *short)
+    assert len(drawn) == num_pictures + 1  # with the overview
+    overview = cv2.imread(str(pictures / 'overview.png'))
+    assert overview is not None and len(np.unique(overview)) > 50
+    augmented = run_tool('test', *common, '--tta', '--cfg-options', *short, process=True)
     assert metric in augmented.stdout + augmented.stderr

@@ -1,15 +1,11 @@
 """model-index.yml and the metafiles: valid for MIM and mmpretrain, and true."""
 
-import logging
 import re
-import runpy
-import sys
 
 import pytest
 from mmengine.config import Config
 
 index = pytest.importorskip('modelindex.load_model_index')
-GET_FLOPS = 'tools/analysis_tools/get_flops.py'
 REPRESENTATIVES = {
     'linglo_b0_8xb128_in1k',
     'sag_tiny_8xb92_cifar100',
@@ -76,17 +72,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize('counted', [pytest.param(n, marks=m) for n, m in marks.items()])
 
 
-def test_parameters_and_flops_are_what_the_tool_prints(counted, root, models, monkeypatch, capsys):
+def test_parameters_and_flops_are_what_the_tool_prints(counted, root, models, run_tool):
     data = models[counted].metadata.data
     height, width = data['Input Size'].split(' x ')
     config = root / f'configs/{counted}.py'
-    arguments = [GET_FLOPS, config, '--deploy', '--shape', height, width]
-    monkeypatch.setattr(sys, 'argv', [str(argument) for argument in arguments])
-    try:
-        runpy.run_path(str(root / GET_FLOPS), run_name='__main__')
-    finally:
-        logging.disable(logging.NOTSET)  # the tool silences its whole process
-    printed = capsys.readouterr().out
+    printed = run_tool('get_flops', config, '--deploy', '--shape', height, width).stdout
     millions = re.search(r'parameters, whole model +([\d.]+) M', printed).group(1)
     billions = re.search(r'multiply-adds, backbone +([\d.]+) G', printed).group(1)
     assert data['Parameters'] == round(float(millions) * 1e6)

@@ -61,14 +61,16 @@ def test_contents(wheel, sources):
         expected = {
             f'mmvitattn/.mim/{path.relative_to(sources).as_posix()}'
             for path in (sources / folder).rglob('*')
-            if path.is_file() and '__pycache__' not in path.parts
+            if path.is_file() and '__pycache__' not in path.parts and path.name != 'benchmark.py'
         }
         found = {name for name in names if name.startswith(f'mmvitattn/.mim/{folder}/')}
         assert found == expected
     assert 'mmvitattn/.mim/model-index.yml' in names
     assert not [name for name in names if name.startswith('tests/') or '__pycache__' in name]
     modules = {p.relative_to(sources).as_posix() for p in (sources / 'mmvitattn').rglob('*.py')}
-    assert modules <= names
+    benchmark = {name for name in modules if name.startswith('mmvitattn/benchmark/')}
+    assert benchmark and modules - benchmark <= names
+    assert not [name for name in names if 'benchmark' in name]  # for a clone
 
 
 CODE = """

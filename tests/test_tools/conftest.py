@@ -1,7 +1,3 @@
-import importlib.util
-import logging
-import sys
-
 import cv2
 import numpy as np
 import pytest
@@ -45,26 +41,6 @@ DEMOS = {
     'segmenter': ('semfpn_linglo_b0_shapes.py', (0, 1, 2, 3), 'neck=dict(in_channels={})'),
     'classifier': ('linglo_b0_shapes.py', -1, 'head=dict(in_channels={0[0]})'),
 }
-
-
-@pytest.fixture
-def main_of(root, monkeypatch):
-    """Runs a tool's ``main`` in this process; returns its exit status."""
-
-    def run(tool, *arguments):
-        spec = importlib.util.spec_from_file_location('tool_in_test', root / 'tools' / tool)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
-        try:
-            module.main()
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    monkeypatch.chdir(root)
-    yield run
-    logging.disable(logging.NOTSET)  # the tools silence the toolboxes' notes
 
 
 @pytest.fixture

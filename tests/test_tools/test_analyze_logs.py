@@ -73,11 +73,10 @@ def test_damaged_files(write_start, tmp_path):
         read_run(tmp_path / 'run')
 
 
-def test_summary(main_of, write_start, tmp_path, capsys):
+def test_summary(run_tool, write_start, tmp_path):
     write_start('a', (1, 2, 3), loss=5)
     write_start('a', (1, 2), loss=3, run='other')
-    assert main_of(TOOL, tmp_path / 'run', tmp_path / 'other') == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = run_tool(TOOL, tmp_path / 'run', tmp_path / 'other').stdout.splitlines()
     table = {tuple(line.split()[:2]): line.split()[2:] for line in lines}
     assert table['run', 'loss'] == ['5.05', '5.05', '2.857']
     assert table['other', 'coco/bbox_mAP'] == ['0.2', '0.2', '2']
@@ -85,20 +84,20 @@ def test_summary(main_of, write_start, tmp_path, capsys):
     assert lines[-2] == 'run: 21 iterations, 0.500 s per iteration, peak memory 120 MiB'
 
 
-def test_curves(main_of, write_start, tmp_path, capsys):
+def test_curves(run_tool, write_start, tmp_path):
     write_start('a', (1, 2, 3), loss=5)
     out = tmp_path / 'curves.png'
     options = ('--out', out, '--keys', 'loss*', 'coco/bbox_mAP', 'lr', '--smooth', 2)
-    assert main_of(TOOL, tmp_path / 'run', *options, '--x', 'iteration') == 0
+    run_tool(TOOL, tmp_path / 'run', *options, '--x', 'iteration')
     image = cv2.imread(str(out))
     assert min(image.shape[:2]) > 200
     blue = np.array([0xB2, 0x72, 0x00])  # the first run's colour, BGR
     assert (np.abs(image.astype(int) - blue).max(axis=2) < 10).sum() > 300
-    assert main_of(TOOL, tmp_path / 'run', *options) == 2
-    assert 'the file exists' in capsys.readouterr().err
+    done = run_tool(TOOL, tmp_path / 'run', *options, status=2)
+    assert 'the file exists' in done.stderr
 
 
-def test_errors(main_of, write_start, tmp_path, capsys):
+def test_errors(run_tool, write_start, tmp_path):
     write_start('a', (1,), loss=5)
     (tmp_path / 'empty').mkdir()
     run = tmp_path / 'run'
@@ -111,5 +110,5 @@ def test_errors(main_of, write_start, tmp_path, capsys):
         (run, '--names', 'a', 'b'): '2 names for 1 runs',
         (run, '--out', tmp_path / 'gone/c.png'): 'there is no folder',
     }.items():
-        assert main_of(TOOL, *arguments) == 2
-        assert message in capsys.readouterr().err
+        done = run_tool(TOOL, *arguments, status=2)
+        assert message in done.stderr

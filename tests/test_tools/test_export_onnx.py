@@ -41,11 +41,10 @@ def assert_equal(actual, expected):
 
 
 @pytest.mark.parametrize(('task', 'family'), CASES)
-def test_whole_model(task, family, main_of, tiny_config, tiny_checkpoint, tmp_path, capsys):
+def test_whole_model(task, family, run_tool, tiny_config, tiny_checkpoint, tmp_path):
     config, out = tiny_config(task, family), tmp_path / 'model.onnx'
     checkpoint, model = tiny_checkpoint(config)
-    assert main_of(TOOL, config, checkpoint, '--out', out) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = run_tool(TOOL, config, checkpoint, '--out', out).stdout.splitlines()
     assert [line.rsplit(maxsplit=1)[0] for line in lines[-4:-1]] == (
         ['1 x 112 x 112', '2 x 65 x 99', '3 x 16 x 32']
         if family == 'SAGViT'
@@ -72,10 +71,10 @@ def test_whole_model(task, family, main_of, tiny_config, tiny_checkpoint, tmp_pa
     assert convolutions == 0  # LinGlo's are folded
 
 
-def test_backbone_of_a_config(main_of, tiny_config, tiny_checkpoint, tmp_path):
+def test_backbone_of_a_config(run_tool, tiny_config, tiny_checkpoint, tmp_path):
     config, out = tiny_config('detector'), tmp_path / 'backbone.onnx'
     checkpoint, model = tiny_checkpoint(config, deploy=True)
-    assert main_of(TOOL, config, checkpoint, '--out', out, '--backbone-only') == 0
+    run_tool(TOOL, config, checkpoint, '--out', out, '--backbone-only')
     image = torch.randn(1, 3, 50, 33)
     outputs = run_onnx(out, image)
     assert list(outputs) == ['stage_1', 'stage_2', 'stage_3']
@@ -83,24 +82,24 @@ def test_backbone_of_a_config(main_of, tiny_config, tiny_checkpoint, tmp_path):
         assert_equal(outputs.values(), model.backbone(image))
 
 
-def exported_by_name(name, main_of, tmp_path):
+def exported_by_name(name, run_tool, tmp_path):
     backbone = build_backbone(name).eval()
     torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
     out = tmp_path / 'backbone.onnx'
-    assert main_of(TOOL, name, tmp_path / 'weights.pth', '--out', out) == 0
+    run_tool(TOOL, name, tmp_path / 'weights.pth', '--out', out)
     image = torch.randn(2, 3, backbone.min_size + 7, 2 * backbone.min_size + 2)
     with torch.no_grad():
         assert_equal(run_onnx(out, image).values(), backbone(image))
 
 
-def test_backbone_by_name(main_of, tmp_path):
-    exported_by_name('linglo_b0', main_of, tmp_path)
+def test_backbone_by_name(run_tool, tmp_path):
+    exported_by_name('linglo_b0', run_tool, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', list_backbones())
-def test_every_arch(name, main_of, tmp_path):
-    exported_by_name(name, main_of, tmp_path)
+def test_every_arch(name, run_tool, tmp_path):
+    exported_by_name(name, run_tool, tmp_path)
 
 
 @pytest.mark.slow
@@ -113,23 +112,22 @@ def test_every_arch(name, main_of, tmp_path):
         'upernet_linglo_b2_160k_ade20k',
     ],
 )
-def test_published_config(config, main_of, tmp_path):
-    assert main_of(TOOL, f'configs/{config}.py', '--out', tmp_path / 'model.onnx') == 0
+def test_published_config(config, run_tool, tmp_path):
+    run_tool(TOOL, f'configs/{config}.py', '--out', tmp_path / 'model.onnx')
 
 
-def test_training_form(main_of, tiny_config, tiny_checkpoint, tmp_path):
+def test_training_form(run_tool, tiny_config, tiny_checkpoint, tmp_path):
     config, out = tiny_config('classifier'), tmp_path / 'model.onnx'
     checkpoint, model = tiny_checkpoint(config)
-    assert main_of(TOOL, config, checkpoint, '--out', out, '--training-form') == 0
+    run_tool(TOOL, config, checkpoint, '--out', out, '--training-form')
     image = torch.randn(2, 3, 40, 41)
     with torch.no_grad():
         assert_equal(run_onnx(out, image).values(), [model(image, mode='tensor')])
 
 
-def test_nothing_is_overwritten_or_left_behind(main_of, tmp_path, capsys, monkeypatch):
+def test_nothing_is_overwritten_or_left_behind(run_tool, tmp_path, monkeypatch):
     def refused(*arguments):
-        assert main_of(TOOL, *arguments) == 2
-        return capsys.readouterr().err
+        return run_tool(TOOL, *arguments, status=2).stderr
 
     out = tmp_path / 'model.onnx'
     out.write_bytes(b'precious')
@@ -151,9 +149,9 @@ def test_nothing_is_overwritten_or_left_behind(main_of, tmp_path, capsys, monkey
 @pytest.mark.parametrize(
     'config', ['mask-rcnn_linglo_b2_fpn_1x_coco', 'detr_qna_vit_tiny_150e_coco']
 )
-def test_detectors_in_stages_are_refused(config, main_of, tmp_path, capsys):
-    assert main_of(TOOL, f'configs/{config}.py', '--out', tmp_path / 'model.onnx') == 2
-    assert '--backbone-only' in capsys.readouterr().err
+def test_detectors_in_stages_are_refused(config, run_tool, tmp_path):
+    done = run_tool(TOOL, f'configs/{config}.py', '--out', tmp_path / 'model.onnx', status=2)
+    assert '--backbone-only' in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ from mmvitattn.models import LinGlo
 
 
 def test_one_config(run_tool):
-    tool, config = 'tools/analysis_tools/get_flops.py', 'configs/linglo_b0_8xb128_in1k.py'
+    tool, config = 'get_flops', 'configs/linglo_b0_8xb128_in1k.py'
     lines = run_tool(tool, config, '--deploy', '--shape', 448, 448).stdout.splitlines()[-3:]
     whole, backbone, flops = (float(re.search(r'(\d+\.\d+) [MG]', line).group(1)) for line in lines)
     model = LinGlo('b0', out_indices=-1, deploy=True)
@@ -15,5 +15,5 @@ def test_one_config(run_tool):
 
 
 def test_unknown_config(run_tool):
-    done = run_tool('tools/analysis_tools/get_flops.py', 'configs/nothing.py', check=False)
-    assert done.returncode == 2 and 'there is no config' in done.stderr
+    done = run_tool('get_flops', 'configs/nothing.py', status=2)
+    assert 'there is no config' in done.stderr

@@ -29,9 +29,7 @@ def write_video(tmp_path):
     return write
 
 
-def test_detector(
-    main_of, tiny_config, tiny_checkpoint, write_picture, write_video, tmp_path, capsys
-):
+def test_detector(run_tool, tiny_config, tiny_checkpoint, write_picture, write_video, tmp_path):
     config = tiny_config('detector')
     checkpoint, _ = tiny_checkpoint(config, meta=dict(dataset_meta=dict(classes=['thing'] * 6)))
     for name in ('in/a/1.png', 'in/b/1.png', 'in/b/1.jpg'):
@@ -41,8 +39,7 @@ def test_detector(
     write_video('in/clip.mp4')
     out = tmp_path / 'out'
     options = (config, checkpoint, tmp_path / 'in', '--out-dir', out, '--device', 'cpu')
-    assert main_of(TOOL, *options, '--batch-size', 2, '--score-thr', 0) == 1
-    printed = capsys.readouterr().out
+    printed = run_tool(TOOL, *options, '--batch-size', 2, '--score-thr', 0, status=1).stdout
     assert '4 of 5 files predicted' in printed and 'broken.jpg: ' in printed
     written = {str(p.relative_to(out)) for p in out.rglob('*') if p.is_file()}
     pictures = {'a/1', 'b/1', 'b/1_png'}
@@ -63,19 +60,18 @@ def test_detector(
     assert frames[3]['seconds'] == 0.3 and 'detections' in frames[0]
     video = cv2.VideoCapture(str(out / 'clip.mp4'))
     assert sum(video.read()[0] for _ in range(6)) == 4
-    assert main_of(TOOL, *options) == 2  # nothing is written over
-    assert 'exists and is no empty folder' in capsys.readouterr().err
+    done = run_tool(TOOL, *options, status=2)  # nothing is written over
+    assert 'exists and is no empty folder' in done.stderr
 
 
-def test_segmenter(main_of, tiny_config, tiny_checkpoint, write_picture, tmp_path, capsys):
+def test_segmenter(run_tool, tiny_config, tiny_checkpoint, write_picture, tmp_path):
     config = tiny_config('segmenter')
     checkpoint, _ = tiny_checkpoint(config)
     write_picture('in/large.png', 64, 100)
     write_picture('in/tiny.png', 16, 16)  # below what the backbone takes
     write_picture('in/other.png')
     options = ('--out-dir', tmp_path / 'out', '--device', 'cpu', '--batch-size', 3)
-    assert main_of(TOOL, config, checkpoint, tmp_path / 'in', *options) == 1
-    printed = capsys.readouterr().out
+    printed = run_tool(TOOL, config, checkpoint, tmp_path / 'in', *options, status=1).stdout
     assert '2 of 3 files predicted' in printed and 'at least 32 x 32 pixels' in printed
     record = json.loads((tmp_path / 'out/large.json').read_text())
     labels = cv2.imread(str(tmp_path / 'out' / record['label_map']), cv2.IMREAD_UNCHANGED)
@@ -88,12 +84,12 @@ def test_segmenter(main_of, tiny_config, tiny_checkpoint, write_picture, tmp_pat
     }
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     arguments = (config, checkpoint, tmp_path / 'in', '--out-dir', tmp_path / 'new')
-    assert main_of(TOOL, *arguments, '--score-thr', 0.5) == 2
-    assert 'a segmentation has no scores' in capsys.readouterr().err
+    done = run_tool(TOOL, *arguments, '--score-thr', 0.5, status=2)
+    assert 'a segmentation has no scores' in done.stderr
 
 
 def test_classifier_from_deploy_weights(
-    main_of, tiny_config, tiny_checkpoint, write_picture, tmp_path
+    run_tool, tiny_config, tiny_checkpoint, write_picture, tmp_path
 ):
     """Also one by one or together, the predictions are the model's."""
     config = tiny_config('classifier')
@@ -101,7 +97,7 @@ def test_classifier_from_deploy_weights(
     checkpoint, model = tiny_checkpoint(config, meta=meta, deploy=True)
     files = [write_picture('x.png', 90, 60), write_picture('y.png', 60, 60)]
     options = ('--out-dir', tmp_path / 'out', '--device', 'cpu', '--batch-size', 2)
-    assert main_of(TOOL, config, checkpoint, *files, *options) == 0
+    run_tool(TOOL, config, checkpoint, *files, *options)
     for file in files:
         image = torch.from_numpy(cv2.resize(cv2.imread(str(file)), (64, 64))).permute(2, 0, 1)
         with torch.no_grad():
@@ -115,7 +111,7 @@ def test_classifier_from_deploy_weights(
         assert labels[0]['score'] == pytest.approx(scores.max().item(), abs=1e-4)
 
 
-def test_errors_come_before_any_work(main_of, tiny_config, write_picture, tmp_path, capsys):
+def test_errors_come_before_any_work(run_tool, tiny_config, write_picture, tmp_path):
     config, picture = tiny_config('classifier'), write_picture('x.png')
     (tmp_path / 'empty').mkdir()
     other = tmp_path / 'other.pth'
@@ -130,8 +126,8 @@ def test_errors_come_before_any_work(main_of, tiny_config, write_picture, tmp_pa
         (config, other, picture, '--device', 'nowhere'): '--device nowhere: there is no such',
         (config, other, picture): 'weights are missing or have another shape',
     }.items():
-        assert main_of(TOOL, *arguments, *out) == 2
-        assert message in capsys.readouterr().err
+        done = run_tool(TOOL, *arguments, *out, status=2)
+        assert message in done.stderr
     assert not (tmp_path / 'out').exists()
 
 

@@ -194,7 +194,6 @@ def test_remote_weights_are_left_to_mmengine():
 
 
 def test_errors_end_the_tool_with_status_2(run_tool):
-    done = run_tool('tools/test.py', DETECTOR, 'gone.pth', check=False)
-    assert done.returncode == 2
+    done = run_tool('test', DETECTOR, 'gone.pth', status=2)
     assert done.stderr.splitlines()[-1] == 'error: there is no checkpoint gone.pth'
     assert 'Traceback' not in done.stderr

@@ -55,14 +55,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_published_file(suffix, trained, main_of, tmp_path, capsys):
+def test_published_file(suffix, trained, run_tool, tmp_path):
     src, average, last = trained
     assert not torch.equal(average['linear.weight'], last['linear.weight'])
     assert 'optimizer' in load_checkpoint(src)
     if suffix == '.safetensors':
         pytest.importorskip('safetensors', reason='extra [export]')
-    assert main_of(PUBLISH, src, tmp_path / f'toy{suffix}') == 0
-    output = capsys.readouterr().out
+    output = run_tool(PUBLISH, src, tmp_path / f'toy{suffix}').stdout
     assert 'the average (EMA)' in output
     assert 'left behind: ema_state_dict, message_hub, optimizer' in output
     (path,) = tmp_path.iterdir()
@@ -80,34 +79,31 @@ def test_published_file(suffix, trained, main_of, tmp_path, capsys):
         assert plain['meta'] == published['meta']
 
 
-def test_names_and_memory_are_plain(main_of, tmp_path, capsys):
+def test_names_and_memory_are_plain(run_tool, tmp_path):
     """Of a bare state dict of a distributed run with views of one tensor."""
     both = torch.arange(6.0)
     weights = {'module.a': both[:2], 'module.b': both[2:], 'step': 3}
     torch.save(weights, tmp_path / 'src.pth')
     (tmp_path / 'out').mkdir()
-    assert main_of(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out' / 'x.pth') == 0
-    assert 'left behind: nothing' in capsys.readouterr().out
+    done = run_tool(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out' / 'x.pth')
+    assert 'left behind: nothing' in done.stdout
     (path,) = (tmp_path / 'out').iterdir()
     state = load_checkpoint(path)['state_dict']
     assert state['b'].tolist() == [2, 3, 4, 5] and state['a'].untyped_storage().nbytes() == 8
 
 
-def test_publishing_refuses(main_of, tmp_path, capsys):
+def test_publishing_refuses(run_tool, tmp_path):
     def refused(*arguments):
-        assert main_of(PUBLISH, *arguments) == 2
-        return capsys.readouterr().err
+        return run_tool(PUBLISH, *arguments, status=2).stderr
 
     src = tmp_path / 'src.pth'
     torch.save({'state_dict': {'a': torch.ones(2)}}, src)
     assert '.pth or .safetensors' in refused(src, tmp_path / 'x.bin')
     assert 'no checkpoint' in refused(tmp_path / 'nothing.pth', tmp_path / 'x.pth')
     assert 'folder is missing' in refused(src, tmp_path / 'folder' / 'x.pth')
-    assert main_of(PUBLISH, src, tmp_path / 'x.pth') == 0
-    capsys.readouterr()
+    run_tool(PUBLISH, src, tmp_path / 'x.pth')
     assert '--force' in refused(src, tmp_path / 'x.pth')
-    assert main_of(PUBLISH, src, tmp_path / 'x.pth', '--force') == 0
-    capsys.readouterr()
+    run_tool(PUBLISH, src, tmp_path / 'x.pth', '--force')
     torch.save({'state_dict': {}, 'meta': {}}, tmp_path / 'empty.pth')
     assert 'holds no weights' in refused(tmp_path / 'empty.pth', tmp_path / 'y.pth')
     torch.save({'state_dict': {'a': torch.ones(2)}, 'hook': print}, tmp_path / 'other.pth')
@@ -125,15 +121,15 @@ def with_statistics(model):
 
 
 @pytest.mark.parametrize('task', ['detector', 'segmenter', 'classifier'])
-def test_folded_model(task, main_of, tiny_config, tiny_checkpoint, tmp_path, capsys):
+def test_folded_model(task, run_tool, tiny_config, tiny_checkpoint, tmp_path):
     config = tiny_config(task)
     src, model = tiny_checkpoint(config)
     with_statistics(model)
     meta = dict(dataset_meta=dict(classes=('a', 'b')), epoch=7)
     torch.save(dict(state_dict=model.state_dict(), meta=meta, optimizer={}), src)
     dst = tmp_path / 'deploy.pth'
-    assert main_of(FOLD, config, src, dst) == 0
-    assert 'parameters became' in capsys.readouterr().out
+    done = run_tool(FOLD, config, src, dst)
+    assert 'parameters became' in done.stdout
     written = torch.load(dst, weights_only=True)
     assert set(written) == {'state_dict', 'meta'}
     assert written['meta'] == dict(dataset_meta=dict(classes=['a', 'b']), epoch=7, deploy=True)
@@ -146,10 +142,9 @@ def test_folded_model(task, main_of, tiny_config, tiny_checkpoint, tmp_path, cap
             torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_folding_refuses(main_of, tiny_config, tiny_checkpoint, tmp_path, capsys):
+def test_folding_refuses(run_tool, tiny_config, tiny_checkpoint, tmp_path):
     def refused(*arguments):
-        assert main_of(FOLD, *arguments) == 2
-        return capsys.readouterr().err
+        return run_tool(FOLD, *arguments, status=2).stderr
 
     config = tiny_config('classifier')
     src, model = tiny_checkpoint(config)

@@ -197,29 +197,29 @@ def test_positions_follow_the_pipeline():
         ('classifier', 'SAGViT'),
     ],
 )
-def test_tool(task, family, main_of, tiny_config, tiny_checkpoint, write_picture, tmp_path, capsys):
+def test_tool(task, family, run_tool, tiny_config, tiny_checkpoint, write_picture, tmp_path):
     """Each task and family; LinGlo from deploy weights, with a config that has them or not."""
     config = tiny_config(task, family, **(dict(deploy=True) if family == 'LinGlo' else {}))
     checkpoint, _ = tiny_checkpoint(config, deploy=family == 'LinGlo')
     picture, out = write_picture('picture.png', 64, 70), tmp_path / 'out'
     options = ('--device', 'cpu', '--positions', '20,30')
-    assert main_of(TOOL, picture, config, checkpoint, '--out-dir', out, *options) == 0
-    assert 'random' not in capsys.readouterr().out
+    done = run_tool(TOOL, picture, config, checkpoint, '--out-dir', out, *options)
+    assert 'random' not in done.stdout
     drawn = {path.stem for path in out.iterdir()}
     expected = dict(LinGlo='saliency_stage4', QnAViT='windows_stage4_downsampling', SAGViT='shifts')
     assert expected[family] in drawn
     assert all(cv2.imread(str(path)).std() > 10 for path in out.iterdir())
 
 
-def test_random_weights_are_called_so(main_of, tiny_config, write_picture, tmp_path, capsys):
+def test_random_weights_are_called_so(run_tool, tiny_config, write_picture, tmp_path):
     config, picture = tiny_config('classifier', 'SAGViT'), write_picture('picture.png')
-    assert main_of(TOOL, picture, config, '--out-dir', tmp_path / 'out') == 0
-    assert 'the weights are random' in capsys.readouterr().out
-    assert main_of(TOOL, picture, config, '--out-dir', tmp_path / 'out') == 2
-    assert 'exists and is no empty folder' in capsys.readouterr().err
+    done = run_tool(TOOL, picture, config, '--out-dir', tmp_path / 'out')
+    assert 'the weights are random' in done.stdout
+    done = run_tool(TOOL, picture, config, '--out-dir', tmp_path / 'out', status=2)
+    assert 'exists and is no empty folder' in done.stderr
 
 
-def test_errors(main_of, root, tiny_config, write_picture, tmp_path, capsys):
+def test_errors(run_tool, root, tiny_config, write_picture, tmp_path):
     picture, config = write_picture('picture.png'), tiny_config('classifier', 'SAGViT')
     (tmp_path / 'broken.png').write_bytes(b'broken')
     resnet = tmp_path / 'resnet.py'
@@ -238,6 +238,6 @@ def test_errors(main_of, root, tiny_config, write_picture, tmp_path, capsys):
         (picture, config, 'gone.pth'): 'there is no checkpoint gone.pth',
         (picture, config, '--positions', '90,3'): 'outside the picture of 80 x 64',
     }.items():
-        assert main_of(TOOL, *arguments, '--out-dir', tmp_path / 'out') == 2
-        assert message in capsys.readouterr().err
+        done = run_tool(TOOL, *arguments, '--out-dir', tmp_path / 'out', status=2)
+        assert message in done.stderr
     assert not (tmp_path / 'out').exists()

@@ -1,8 +1,15 @@
-"""What is compared with what: contestants, the sizes they run at, and groups of such cases.
+"""Time and memory of our attention layers, backbones and detectors, compared with others'.
 
-A contestant is a function from a :class:`Size` to a module, registered with :func:`contestant`.
-The first line of its docstring says what it computes, and begins with "Ours" for what this package
-is about. All contestants of a case get the same input; layers give outputs of the same size.
+``tools/analysis_tools/benchmark.py`` runs it. It is part of a clone and of an editable
+installation, but not of the wheel. In reading order:
+
+- here: what a contestant, a case and a group of cases are;
+- ``layers``, ``models``: the contestants, as tables, and the sizes at which they are compared;
+  ``modules``: layers that exist only for the comparison;
+- ``targets``: the figures that are aimed at;
+- ``measure``: one call, and the run over all groups with interleaved timing; ``machine``: timer,
+  memory allocator, peak memory, and the rates that the machine reaches;
+- ``report``: Markdown, JSON and pictures.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +22,7 @@ MODES = (FORWARD, BACKWARD)
 
 
 class Unavailable(Exception):
-    """A contestant that cannot run here; the message says why. The others run without it."""
+    """A contestant cannot run here; the message says why. The others run without it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Size:
         return self.height * self.width
 
     def describe(self) -> str:
-        """Batch and what differs between the cases of a group, for a table's row."""
+        """Label of a table's row: batch, and what differs between the cases of a group."""
         parts = [self.arch] if self.arch else []
         if self.kernel_size:
             parts.append(f'k = {self.kernel_size}')
@@ -46,40 +53,30 @@ class Size:
         return ', '.join([*parts, f'batch {self.batch}'])
 
 
+Builder = Callable[[Size], nn.Module]
+
+
 @dataclass(frozen=True)
 class Contestant:
-    """One way to compute something."""
+    """One way to compute something.
 
-    name: str
+    All contestants of a case get the same input; layers give outputs of the same size.
+
+    Args:
+        summary: what it computes; begins with "Ours" for what this package is about.
+        build: makes the module.
+        same_as: contestant that computes the same from the same initial values: the outputs are
+            compared before anything is timed.
+    """
+
     summary: str
-    build: Callable[[Size], nn.Module]
-    same_as: str | None
+    build: Builder
+    same_as: str | None = None
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is a product of this package."""
+        """Whether it belongs to this package."""
         return self.summary.startswith('Ours')
-
-
-CONTESTANTS: dict[str, Contestant] = {}
-
-
-def contestant(name: str, same_as: str | None = None) -> Callable:
-    """Decorator that registers a builder.
-
-    Args:
-        name: name in tables and plots.
-        same_as: contestant that gives the same numbers from the same start values: compared with
-            it before anything is timed.
-    """
-
-    def register(build: Callable[[Size], nn.Module]) -> Callable[[Size], nn.Module]:
-        if name in CONTESTANTS:
-            raise ValueError(f'contestant {name!r} is registered twice')
-        CONTESTANTS[name] = Contestant(name, build.__doc__.splitlines()[0], build, same_as)
-        return build
-
-    return register
 
 
 @dataclass(frozen=True)
@@ -100,30 +97,23 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Row label, unique in its group."""
+        """Label of the row, unique in its group."""
         return self.size.describe()
-
-    def input_shapes(self, images: bool) -> Sequence[tuple[int, ...]]:
-        """Shapes of the inputs."""
-        s = self.size
-        grid = (s.height, s.width)
-        default = (s.batch, 3, *grid) if images else (s.batch, *grid, s.channels)
-        return self.shapes or [default]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that share a table and a figure.
+    """Cases that share a table and a picture.
 
     Args:
         key: short name, for ``--only`` and file names.
         title: heading.
         text: what a reader must know to judge the figures.
-        baseline: contestant that speed and memory of the others are compared with.
+        baseline: contestant with which speed and memory of the others are compared.
         cases: the cases.
         axis: what cases differ in: 'positions', 'pixels', 'window side', or '' for bars.
         images: inputs are (B, 3, H, W), without gradient; layers' maps are (B, H, W, C), with.
-        autocast: other types than float32 by autocast, as in training, not by conversion.
+        autocast: types other than float32 by autocast, as in training, not by conversion.
         least_rounds: rounds that are run however long they take.
     """
 
@@ -138,5 +128,11 @@ class Group:
     least_rounds: int = 5
 
     def place(self, case: Case) -> float:
-        """Where a case stands on the group's axis."""
+        """Position of a case on the group's axis."""
         return float(case.size.kernel_size if self.axis == 'window side' else case.size.positions)
+
+    def input_shapes(self, case: Case) -> Sequence[tuple[int, ...]]:
+        """Shapes of a case's inputs."""
+        size, grid = case.size, (case.size.height, case.size.width)
+        one_map = (size.batch, 3, *grid) if self.images else (size.batch, *grid, size.channels)
+        return case.shapes or [one_map]

@@ -1,0 +1,232 @@
+"""The speed and memory that are aimed at, and whether what is measured meets them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import BACKWARD, FORWARD, MODES, Case, Group, Size, layers, models
+from .measure import Measurement, quartiles
+
+SPEED, TIME, MEMORY, SLOPE = 'times as fast', 'of the time', 'of the memory', 'slope of time'
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure that is aimed at.
+
+    Args:
+        what: what it is about, for the table.
+        kind: 'times as fast' (at least the bound), 'of the time', 'of the memory' or 'slope of
+            time' (at most).
+        bound: the figure.
+        place: group and label of the case.
+        mode: 'forward' or 'forward+backward'.
+        ours: the contestant.
+        baselines: what it is compared with: the best of these.
+    """
+
+    what: str
+    kind: str
+    bound: float
+    place: tuple[str, str]
+    mode: str
+    ours: str
+    baselines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was measured; ``measured`` is ``None`` where nothing was."""
+
+    target: Target
+    measured: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    baseline: str = ''
+    ours: Measurement | None = None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met."""
+        if self.measured is None:
+            return None
+        bound = self.target.bound
+        return self.measured >= bound if self.target.kind == SPEED else self.measured <= bound
+
+
+class Plan:
+    """Groups to measure and the targets that they decide."""
+
+    def __init__(self, quick: bool) -> None:
+        self.quick = quick
+        self.groups: list[Group] = []
+        self.targets: list[Target] = []
+        self._window()
+        self._dense_map()
+        self._global()
+        self._sag()
+        self._backbones()
+        self._detection()
+
+    def _add(
+        self, what: str, kind: str, bound: float, case: Case, mode: str, ours: str, *others: str
+    ) -> None:
+        """Adds a target of the last group."""
+        what, place = f'{what}: {ours}, {case.label}, {mode}', (self.groups[-1].key, case.label)
+        self.targets.append(Target(what, kind, bound, place, mode, ours, others))
+
+    def _window(self) -> None:
+        grid, batch = ((14, 14), 1) if self.quick else (layers.MAP, 8)
+        bounds = {3: (3.5, 2.5), 7: (9, 6), 11: (12, 6), 15: (20, 6)}
+        loop, sasas = 'QnA, loop over offsets', layers.SASAS
+        cases = []
+        for k in bounds:
+            names = ('QnA', *([loop] if k == 3 else []), *sasas, *layers.UNFOLDS)
+            names += layers.SWINS if k <= 7 else ()
+            cases.append(Case(Size(batch, *grid, layers.CHANNELS, layers.QNA_HEADS, k), names))
+        text = layers.WINDOW_TEXT
+        self.groups.append(Group('window', 'QnA layer', text, sasas[0], cases, 'window side'))
+        for case in cases:
+            for mode, bound in zip(MODES, bounds[case.size.kernel_size], strict=True):
+                what = 'against the better unfold attention'
+                self._add(what, SPEED, bound, case, mode, 'QnA', *sasas)
+        for case, ours, bound in ((cases[1], 'QnA', 0.1), (cases[0], loop, 0.25)):
+            for mode in MODES:
+                what = 'peak memory against unfold attention'
+                self._add(what, MEMORY, bound, case, mode, ours, *sasas)
+        for case in cases[:2]:
+            self._add("against Swin's windowed SDPA", SPEED, 3, case, FORWARD, 'QnA', *layers.SWINS)
+
+    def _dense_map(self) -> None:
+        grid = (13, 22) if self.quick else layers.DENSE_MAP
+        unfolds, bounds = layers.UNFOLDS, {3: 2, 7: 5.5, 11: 6}
+        sizes = [Size(1, *grid, layers.CHANNELS, layers.QNA_HEADS, k) for k in bounds]
+        cases = [Case(size, ('QnA', *unfolds), (BACKWARD,)) for size in sizes]
+        title, text = 'QnA layer on the map of a detector', layers.WINDOW_TEXT
+        self.groups.append(Group('dense_map', title, text, unfolds[0], cases, 'window side'))
+        for case in cases:
+            what, bound = 'against the better unfold attention', bounds[case.size.kernel_size]
+            self._add(what, SPEED, bound, case, BACKWARD, 'QnA', *unfolds)
+
+    def _global(self) -> None:
+        middle, others = (14, (7, 28)) if self.quick else (112, (56, 224, 448))
+        (ours, plain, folded), quadratic = layers.KEY_ONLY, layers.QUADRATIC
+        size = Size(1, middle, middle, layers.CHANNELS)
+        forward = Case(size, (*layers.KEY_ONLY, *quadratic), (FORWARD,))
+        backward = Case(size, layers.KEY_ONLY, (BACKWARD,))
+        rest = [Case(Size(1, n, n, layers.CHANNELS), (ours,), (FORWARD,)) for n in others]
+        cases, text = [forward, backward, *rest], 'One head, 64 channels.'
+        group = Group('global', 'Key-only attention', text, quadratic[0], cases, 'positions')
+        self.groups.append(group)
+        for bound, other in zip((40, 60), quadratic, strict=True):
+            self._add(f'against {other}', SPEED, bound, forward, FORWARD, ours, other)
+        self._add('slope of time against positions', SLOPE, 1.1, forward, FORWARD, ours)
+        for case, mode, bound in ((forward, FORWARD, 1.8), (backward, BACKWARD, 2.3)):
+            self._add('folded against plain', SPEED, bound, case, mode, folded, plain)
+
+    def _sag(self) -> None:
+        sides, batch = {'small': 224, 'tiny': 224, 'CIFAR': 32}, 8
+        if self.quick:
+            sides, batch = dict.fromkeys(sides, 32), 1
+        self.groups.append(layers.sag_group(sides, batch, (FORWARD,)))
+        for case, bound in zip(self.groups[-1].cases, (2, 1.6, 2.3), strict=True):
+            self._add('against one by one', SPEED, bound, case, FORWARD, 'SAG', 'SAG, one by one')
+
+    def _backbones(self) -> None:
+        side, batch = (64, 1) if self.quick else (models.SIDE, 8)
+        aims = (
+            (0.85, 'QnA-ViT-tiny', models.RESNETS),
+            (0.6, 'QnA-ViT-tiny', models.SWINS),
+            (1.1, 'QnA-ViT-tiny 7x7', ('QnA-ViT-tiny',)),
+            (0.85, 'LinGlo-b2', models.SWINS),
+            (0.7, 'SAG-small', models.SAG_FORMS[2:]),
+        )
+        ours = ('QnA-ViT-tiny', 'QnA-ViT-tiny 7x7', 'LinGlo-b2', *models.SAG_FORMS)
+        names = (*ours, *models.RESNETS, *models.SWINS)
+        self.groups.append(models.classification_group(batch, side, names))
+        (case,) = self.groups[-1].cases
+        for bound, name, others in aims:
+            self._add(f'over {others[0]}', TIME, bound, case, FORWARD, name, *others)
+
+    def _detection(self) -> None:
+        size = Size(1, *((96, 128) if self.quick else models.PADDED_IMAGE))
+        case = Case(size, ('LinGlo-b2', 'PVTv2-B2'), (FORWARD,))
+        title = 'Backbones at the size of detection'
+        self.groups.append(models.backbone_group('detection', title, [case], 'PVTv2-B2'))
+        self._add('over PVTv2-B2', TIME, 0.5, case, FORWARD, *case.names)
+        names = ('RetinaNet, LinGlo-b2', 'RetinaNet, Swin-T')
+        image = (96, 125) if self.quick else models.IMAGE
+        self.groups.append(models.detector_group(image, 1, names, (BACKWARD,)))
+        step = self.groups[-1].cases[0]
+        self._add(f'over {names[1]}', TIME, 0.9, step, BACKWARD, *names)
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Time or memory grow with the slope-th power of the axis, between ``first`` and ``last``."""
+
+    group: str
+    name: str
+    mode: str
+    measure: str
+    axis: str
+    slope: float
+    first: float
+    last: float
+
+
+def slopes(groups: Iterable[Group], measurements: Sequence[Measurement]) -> list[Slope]:
+    """Least-squares slopes on log-log axes, of time and peak memory, in groups that have an axis.
+
+    There is one for each contestant, mode and measure with at least two places.
+    """
+    found = []
+    for group in filter(lambda g: g.axis, groups):
+        mine = [m for m in measurements if m.group == group.key]
+        for name, mode in dict.fromkeys((m.name, m.mode) for m in mine):
+            of_one = [m for m in mine if (m.name, m.mode) == (name, mode)]
+            for measure in ('time', 'memory'):
+                values = {m.place: value for m in of_one if (value := _figure(m, measure))}
+                if len(values) > 1:
+                    x, y = np.log(list(values)), np.log(list(values.values()))
+                    fitted = float(np.polyfit(x, y, 1)[0])
+                    place = (group.key, name, mode, measure, group.axis)
+                    found.append(Slope(*place, fitted, min(values), max(values)))
+    return found
+
+
+def _figure(m: Measurement, measure: str) -> float | None:
+    return m.peak_bytes if measure == 'memory' else m.time
+
+
+def judge(
+    targets: Sequence[Target], measurements: Sequence[Measurement], slopes: Sequence[Slope]
+) -> list[Verdict]:
+    """Compares each target with what was measured."""
+    found = {(m.group, m.case, m.mode, m.name): m for m in measurements}
+    return [_verdict(target, found, slopes) for target in targets]
+
+
+def _verdict(
+    target: Target, found: Mapping[tuple, Measurement], slopes: Sequence[Slope]
+) -> Verdict:
+    ours = found.get((*target.place, target.mode, target.ours))
+    if ours is None or ours.left_out is not None:
+        return Verdict(target)
+    if target.kind == SLOPE:
+        key = (target.place[0], target.ours, target.mode, 'time')
+        fitted = [s.slope for s in slopes if (s.group, s.name, s.mode, s.measure) == key]
+        return Verdict(target, *fitted[:1], ours=ours)
+    measure = 'memory' if target.kind == MEMORY else 'time'
+    others = [found.get((*target.place, target.mode, name)) for name in target.baselines]
+    ran = [m for m in others if m is not None and _figure(m, measure)]
+    if not ran or not _figure(ours, measure):
+        return Verdict(target)
+    best = min(ran, key=lambda m: _figure(m, measure))
+    if measure == 'memory':
+        share = _figure(ours, measure) / _figure(best, measure)
+        return Verdict(target, share, baseline=best.name, ours=ours)
+    ratios = [b / o for b, o in zip(best.seconds, ours.seconds, strict=True)]
+    ratios = ratios if target.kind == SPEED else [1 / ratio for ratio in ratios]
+    return Verdict(target, *quartiles(ratios), baseline=best.name, ours=ours)

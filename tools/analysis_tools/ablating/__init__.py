@@ -1,1 +1,0 @@
-"""The parts of ``ablate.py``: rows of the papers' ablations, counted, trained and compared."""
