@@ -1,8 +1,9 @@
 """mmvitattn: efficient-attention backbones for mmdet, mmsegmentation and mmpretrain.
 
-``mmvitattn.ops`` and ``mmvitattn.layers`` need only PyTorch. The backbones (``mmvitattn.models``)
-and the tools need one of the two OpenMMLab stacks; importing this package then registers them. This
-module never raises ImportError: MMEngine would hide it and report "not in the registry" instead.
+``mmvitattn.ops`` and ``mmvitattn.layers`` need PyTorch alone. The backbones
+(``mmvitattn.models``) and the tools need one of the two OpenMMLab stacks; importing this package
+then registers them. This module never raises ImportError: MMEngine would swallow it and report
+"not in the registry" instead.
 """
 
 import importlib.util

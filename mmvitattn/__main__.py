@@ -1,7 +1,7 @@
-"""Runs a tool of this package, ``python -m mmvitattn TOOL ARGUMENTS``, or lists the tools.
+"""Runs a tool of this package: ``python -m mmvitattn TOOL ARGUMENTS``; alone it lists the tools.
 
-Arguments that name a config of the package are replaced by its path, unless such a file exists:
-``python -m mmvitattn train retinanet_linglo_b2_fpn_1x_coco.py`` works in any folder.
+A config that is not there is looked for among those of the package: ``python -m mmvitattn train
+retinanet_linglo_b2_fpn_1x_coco.py`` works from any folder.
 """
 
 import ast
@@ -14,7 +14,7 @@ from mmvitattn.engine.errors import UsageError, usage_errors_exit
 
 
 def find_tools() -> dict[str, Path]:
-    """Paths of the tools, the Python files that can be run as a script, by name."""
+    """The tools by name: those Python files that run as a script."""
     paths = sorted((hub.resources() / 'tools').rglob('*.py'))
     return {p.stem: p for p in paths if "__name__ == '__main__'" in p.read_text(encoding='utf-8')}
 
@@ -30,7 +30,7 @@ def describe(tools: dict[str, Path]) -> str:
 
 
 def resolved(argument: str) -> str:
-    """The path of the package's config that an argument names, or the argument itself."""
+    """The argument, or the path of the package's config that it names."""
     if not argument.endswith('.py') or Path(argument).exists():
         return argument
     name = argument.removeprefix('configs/').removesuffix('.py')
@@ -38,13 +38,13 @@ def resolved(argument: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs a tool, or lists the tools.
+    """Runs the tool that the first argument names, with the others.
 
     Args:
-        arguments: command line without the program's name: the tool and its arguments.
+        arguments: of the command line, without the program's name.
 
     Raises:
-        SystemExit: with status 2 and a message for an unknown tool.
+        SystemExit: 2, with a message, for an unknown tool.
     """
     with usage_errors_exit():
         tools = find_tools()

@@ -1,8 +1,8 @@
-"""Finds the configs and tools of this package in an installed wheel or in a clone.
+"""Finds the configs and tools of this package, installed from a wheel or used from a clone.
 
-In a wheel they are under ``mmvitattn/.mim``, as in the OpenMMLab packages; in a clone, next to the
-package. ``mmengine.hub.get_config('mmvitattn::demo/linglo_b0_shapes.py')`` works only for a wheel
-and configs in a subfolder; :func:`get_config` reads all of them.
+A wheel carries them under ``mmvitattn/.mim``, as the OpenMMLab packages do; a clone has them beside
+the package. ``mmengine.hub.get_config('mmvitattn::demo/linglo_b0_shapes.py')`` reads the wheel's;
+as it asks for a folder in the name, :func:`get_config` reads the others.
 """
 
 from pathlib import Path
@@ -17,22 +17,22 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def resources() -> Path:
-    """Folder with ``configs``, ``tools`` and ``model-index.yml``.
+    """Folder that holds ``configs``, ``tools`` and ``model-index.yml``.
 
     Raises:
-        UsageError: if this installation does not contain them.
+        UsageError: if this installation has none.
     """
     for folder in (PACKAGE / '.mim', PACKAGE.parent):
         if (folder / 'model-index.yml').is_file() and (folder / 'configs').is_dir():
             return folder
     raise UsageError(
-        f'{PACKAGE} does not contain configs and tools: install a wheel (pip wheel .) or a clone '
+        f'{PACKAGE} comes without configs and tools: install a wheel (pip wheel .) or a clone '
         '(pip install -e .)'
     )
 
 
 def list_configs() -> list[str]:
-    """Names of all configs, e.g. ``NAME``, ``demo/NAME``, ``ablations/NAME``."""
+    """Names of all configs, those in a folder as ``demo/NAME`` and ``ablations/NAME``."""
     configs = resources() / 'configs'
     paths = [p for folder in ('', 'demo/', 'ablations/') for p in configs.glob(f'{folder}*.py')]
     return sorted(path.relative_to(configs).with_suffix('').as_posix() for path in paths)

@@ -1,4 +1,4 @@
-"""All backbones by name, for plain PyTorch programs without config and runner."""
+"""All backbones by flat names, for plain PyTorch programs: no config, no runner."""
 
 import difflib
 import fnmatch
@@ -11,7 +11,7 @@ from .registry import MODELS
 
 
 def families() -> dict[str, type[PyramidBackbone]]:
-    """The registered backbone classes, by the name of the module that defines each."""
+    """The registered families of backbones, by the name of the module that holds each."""
     return {
         cls.__module__.rpartition('.')[2]: cls
         for cls in MODELS.module_dict.values()
@@ -20,13 +20,13 @@ def families() -> dict[str, type[PyramidBackbone]]:
 
 
 def list_backbones(filter: str = '') -> list[str]:
-    """Names for :func:`build_backbone`, which consist of a family and one of its archs.
+    """Names that :func:`build_backbone` takes: a family and one of its archs.
 
     Args:
         filter: part of a name, or a pattern with ``*`` and ``?``.
 
     Returns:
-        The names, ordered by family, e.g. ``'linglo_b0'``.
+        The names, family by family, e.g. ``'linglo_b0'``.
     """
     pattern = filter if any(c in filter for c in '*?[') else f'*{filter}*'
     return [name for name in _archs() if fnmatch.fnmatchcase(name, pattern)]
@@ -35,23 +35,23 @@ def list_backbones(filter: str = '') -> list[str]:
 def build_backbone(
     name: str, pretrained: str | Path | None = None, **options: Any
 ) -> PyramidBackbone:
-    """Builds a backbone and loads its weights.
+    """Builds a backbone, ready to use.
 
     Args:
         name: one of :func:`list_backbones`.
-        pretrained: checkpoint of the backbone or of a model with it, from training, a converter or
-            ``publish_model.py``. Output norms that it lacks, e.g. of the first stages in the
-            checkpoint of a classifier, keep their start values. The backbone is folded if the
-            checkpoint is.
+        pretrained: checkpoint of the backbone, or of a model with it (training's, a converter's, a
+            published one), loaded at once. Output norms that it lacks keep their start values, as
+            those of a pyramid do with a classifier's checkpoint. A backbone takes the deploy form
+            if the checkpoint has it.
         options: options of the backbone's class: ``out_indices``, ``in_channels``,
-            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is applied at once.
+            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is carried out at once.
 
     Returns:
         The backbone, in training mode.
 
     Raises:
-        ValueError: for an unknown name or wrong options.
-        UsageError: if the checkpoint cannot be read or does not fit.
+        ValueError: for an unknown name, or options that do not fit.
+        UsageError: if the checkpoint cannot be read, or does not fit.
 
     Example:
         >>> backbone = build_backbone('linglo_b0', out_indices=(1, 2, 3))
@@ -65,7 +65,7 @@ def build_backbone(
         raise ValueError(f'there is no backbone {name!r}; {hint}')
     if 'arch' in options:
         raise ValueError(
-            f'the name {name!r} contains the arch; for a custom one use the class: '
+            f'the name {name!r} tells the arch; for a custom one use the class: '
             f'mmvitattn.models.{archs[name][0].__name__}(arch=...)'
         )
     family, arch = archs[name]
@@ -78,9 +78,9 @@ def build_backbone(
 
 
 def _build_pretrained(
-    family: type[Any], options: dict[str, Any], source: str | Path
+    family: type[PyramidBackbone], options: dict[str, Any], source: str | Path
 ) -> PyramidBackbone:
-    # Not at the top: importing mmvitattn must not import a runner.
+    # Here, since importing mmvitattn must not import a runner.
     from .engine.checkpoints import load_checkpoint
     from .engine.weights import load_backbone_weights
 
@@ -89,7 +89,7 @@ def _build_pretrained(
     checkpoint = load_checkpoint(source)
     deploy = options.get('deploy', False)
     if deploy:
-        options['deploy'] = False  # the checkpoint may be folded or not
+        options['deploy'] = False  # the checkpoint may have either form
     backbone = family(**options)
     load_backbone_weights(backbone, checkpoint, str(source))
     if deploy:
@@ -98,7 +98,7 @@ def _build_pretrained(
 
 
 def _archs() -> dict[str, tuple[type[Any], str]]:
-    """Class and arch of each name."""
+    """Family and arch of each flat name."""
     return {
         f'{family}_{arch}': (cls, arch)
         for family, cls in families().items()

@@ -99,7 +99,7 @@ def test_unknown_names_are_named(name, message):
 
 def test_options_that_do_not_fit_are_named():
     with pytest.raises(
-        ValueError, match=r"'linglo_b0' contains the arch; .*models.LinGlo\(arch=...\)"
+        ValueError, match=r"'linglo_b0' tells the arch; .*models.LinGlo\(arch=...\)"
     ):
         build_backbone('linglo_b0', arch='b1')
     with pytest.raises(TypeError, match='kernel'):
