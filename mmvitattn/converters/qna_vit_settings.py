@@ -115,9 +115,7 @@ def contents_of_config(config: Mapping[str, Any]) -> Contents:
     if 'drop_path' in config:
         arch['drop_path_rate'] = config['drop_path']
     options = {
-        option: config.get(key, DEFAULTS[option])
-        if choices is None
-        else _choose(config, key, choices)
+        option: _choose(config, key, choices) if choices else config.get(key, DEFAULTS[option])
         for option, (key, choices) in CONFIG_OPTIONS.items()
     }
     if isinstance(options['normalize_queries'], list | tuple):

@@ -136,9 +136,9 @@ class QnAViT(PyramidBackbone):
     output norm is the norm of its head.
 
     Args:
-        arch: 'tiny', 'tiny_7x7', 'small', 'base', or a dict with ``base_channels``, lists with one
-            entry per stage, ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
-            ``lsa_heads``, ``window_sizes``, and, optionally, ``drop_path_rate``.
+        arch: 'tiny', 'tiny_7x7', 'small', 'base', or a dict with ``base_channels``, with the lists
+            (one entry per stage) ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
+            ``lsa_heads`` and ``window_sizes``, and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
         out_indices: stages to return; default: all. Negative ones count from the last.
         drop_path_rate: largest drop-path rate of the linear ramp; default: the arch's own.
