@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png'}
@@ -75,7 +74,7 @@ def _coco_problems(root: Path) -> Iterator[str]:
 
 
 def _summary(root: Path, **official: int) -> str:
-    """Numbers of pictures in folders below ``root``, of the official numbers."""
+    """Numbers of pictures in folders below ``root``, with the official numbers."""
     counts = [f'{s} {len(_images(root / s)):,} of {n:,}' for s, n in official.items()]
     return f'pictures: {", ".join(counts)} (official counts)'
 
@@ -153,7 +152,7 @@ train2017/000000000009.jpg ...
 val2017/000000000139.jpg ...""",
         download='https://cocodataset.org/#download (2017 train and val images, annotations)',
         find_problems=_coco_problems,
-        summarize=partial(_summary, train2017=118_287, val2017=5_000),
+        summarize=lambda root: _summary(root, train2017=118_287, val2017=5_000),
     ),
     'ade20k': Layout(
         title='ADE20K (SceneParse150)',
