@@ -1,4 +1,5 @@
-# Not in the paper: mmseg's UPerNet, with its recipe for ConvNeXt (layer-wise learning rates).
+# Not in the paper: mmseg's UPerNet, with its recipe for ConvNeXt: a learning rate
+# for each layer.
 _base_ = [
     '_base_/models/upernet.py',
     '_base_/datasets/ade20k_512.py',
@@ -20,5 +21,5 @@ train_dataloader = dict(batch_size=2)
 optim_wrapper = dict(
     optimizer=dict(lr=1e-4, weight_decay=0.05),
     constructor='mmvitattn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),  # mmseg: 0.9 per group of layers
+    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),  # mmseg: 0.9 a group of layers
 )
