@@ -1,5 +1,5 @@
-# QnA-ViT's authors evaluated it with DETR. Theirs are here the kind of detector and the backbone;
-# losses, augmentation, optimizer and schedule are mmdet's defaults for DETR in 150 epochs.
+# The QnA paper evaluates QnA-ViT with DETR. Here, losses, augmentation, optimizer and schedule
+# are mmdet's defaults for DETR with 150 epochs.
 _base_ = [
     '_base_/models/detr.py',
     '_base_/datasets/coco_detection_detr.py',

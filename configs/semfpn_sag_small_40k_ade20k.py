@@ -8,7 +8,7 @@ model = dict(
     backbone=dict(
         type='mmvitattn.SAGViT',
         arch='small',
-        kv_pools=(4, 2, 1),  # ours: global attention is quadratic at this size
+        kv_pools=(4, 2, 1),  # not in the paper: faster global attention for large images
         init_cfg=dict(
             type='Pretrained', checkpoint='checkpoints/sag-small_in1k.pth', prefix='backbone.'
         ),

@@ -1,8 +1,8 @@
-"""Registries of this package: children of MMEngine's, under the scope ``mmvitattn``.
+"""Registries of this package: children of MMEngine's, with the scope ``mmvitattn``.
 
-With these, ``type='mmvitattn.LinGlo'`` resolves in any mmdet, mmseg or mmpretrain config without
-``custom_imports``: MMEngine imports the locations below on first use. MMEngine swallows an
-ImportError raised there and reports "not in the registry", so those modules import nothing exotic.
+With these, ``type='mmvitattn.LinGlo'`` works in any mmdet, mmseg or mmpretrain config without
+``custom_imports``: MMEngine imports the locations below on first use. MMEngine hides an ImportError
+in these modules and reports "not in the registry", so they import no optional packages.
 """
 
 from collections.abc import Callable
@@ -40,11 +40,11 @@ STRATEGIES = Registry(
 
 
 def register_backbone(cls: type) -> type:
-    """Class decorator: makes a backbone selectable as ``mmvitattn.Name`` and as plain ``Name``.
+    """Class decorator that registers a backbone as ``mmvitattn.Name`` and as ``Name``.
 
-    The unscoped name resolves from another toolbox's scope only through MMEngine's root registry,
-    so the class is entered in both. Where the root already holds that name for another class, it
-    is left alone: the scoped name always works.
+    In the scope of another toolbox, the name without a scope is found only in MMEngine's root
+    registry, so the class is registered in both. If the root registry already has another class of
+    this name, it is not replaced: the name with scope always works.
     """
     MODELS.register_module()(cls)
     register: Callable = MMENGINE_MODELS.register_module

@@ -94,7 +94,7 @@ def _build_pretrained(
     return backbone
 
 
-def _archs() -> dict[str, tuple[type[PyramidBackbone], str]]:
+def _archs() -> dict[str, tuple[type[Any], str]]:
     """Family and arch of each flat name."""
     return {
         f'{family}_{arch}': (cls, arch)

@@ -1,5 +1,5 @@
-# 16 x 16 patches, one resolution; depths and FFN ratios of b0, channels and heads of the paper's
-# section 5.4.
+# 16 x 16 patches and one resolution; depths and FFN ratios of b0, channels and heads of section 5.4
+# of the paper.
 _base_ = './linglo_b0_wo_c_8xb128-100e_in1k.py'
 model = dict(
     backbone=dict(

@@ -1,3 +1,3 @@
-# SAG, table 6, I: Swin's block in the place of local attention over shifts.
+# SAG, table 6, I: Swin's block instead of local attention over shifts.
 _base_ = '../sag_tiny_8xb92_cifar10.py'
 model = dict(backbone=dict(local='window'))

@@ -1,4 +1,4 @@
-# RetinaNet in small, trained from scratch on the embedded data set in minutes on two CPU cores.
+# A small RetinaNet, trained from scratch on the embedded data set in minutes on two CPU cores.
 _base_ = [
     '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/shapes_detection.py',

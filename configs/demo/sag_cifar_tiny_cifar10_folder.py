@@ -1,6 +1,6 @@
 # SAG's CIFAR model on a fixed subset of real pictures, every 25th for training and every 10th for
 # validation, without the paper's augmentation, on two CPU cores. It shows that the model learns,
-# and says nothing about the accuracy it can reach.
+# but not which accuracy it can reach.
 _base_ = [
     '../_base_/models/classifier.py',
     '../_base_/datasets/cifar10_folder.py',

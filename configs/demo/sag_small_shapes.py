@@ -1,4 +1,4 @@
-# SAG-small in the place of LinGlo-b0.
+# SAG-small instead of LinGlo-b0.
 _base_ = './linglo_b0_shapes.py'
 model = dict(
     backbone=dict(_delete_=True, type='mmvitattn.SAGViT', arch='small', out_indices=-1),

@@ -1,4 +1,4 @@
-# Semantic FPN in small, trained from scratch on the embedded data set.
+# A small Semantic FPN, trained from scratch on the embedded data set.
 _base_ = [
     '../_base_/models/semantic_fpn.py',
     '../_base_/datasets/shapes_segmentation.py',

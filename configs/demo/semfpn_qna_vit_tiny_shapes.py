@@ -1,4 +1,4 @@
-# QnA-ViT-tiny in the place of LinGlo-b0.
+# QnA-ViT-tiny instead of LinGlo-b0.
 _base_ = './semfpn_linglo_b0_shapes.py'
 model = dict(
     backbone=dict(_delete_=True, type='mmvitattn.QnAViT', arch='tiny'),

@@ -1,4 +1,4 @@
-# SAG-small in the place of LinGlo-b0: strides 4, 8 and 16.
+# SAG-small instead of LinGlo-b0: strides 4, 8 and 16.
 _base_ = './semfpn_linglo_b0_shapes.py'
 model = dict(
     backbone=dict(_delete_=True, type='mmvitattn.SAGViT', arch='small', kv_pools=(4, 2, 1)),

@@ -1,4 +1,4 @@
-"""A fourth backbone: mixes positions by average pooling, as PoolFormer does."""
+"""Example of a new backbone: mixes positions by average pooling, as in PoolFormer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +39,7 @@ class PoolNet(PyramidBackbone):
     """PoolNet backbone.
 
     Args:
-        arch: 'tiny', or a dict with ``channels`` and ``depths``, one entry a stage each, and
+        arch: 'tiny', or a dict with ``channels``, ``depths`` (lists with one entry per stage) and
             ``drop_path_rate``.
         in_channels: channels of the image.
         out_indices: stages to return, default all; negative ones count from the last.
@@ -79,7 +79,7 @@ class PoolNet(PyramidBackbone):
         largest = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         rates = linear_ramp(largest, depths)
         self.stem = ConvEmbed(in_channels, channels[0], kernel_size=7, stride=4, padding=3)
-        for i in range(self.num_stages):  # those behind the last output are not built
+        for i in range(self.num_stages):  # stages after the last output are not built
             if i > 0:
                 down = ConvEmbed(channels[i - 1], channels[i], kernel_size=3, stride=2, padding=1)
                 self.downsamples.append(nn.Sequential(nn.LayerNorm(channels[i - 1]), down))

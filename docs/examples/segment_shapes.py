@@ -1,6 +1,6 @@
-"""A segmenter in plain PyTorch: a backbone of this package and a head of torchvision's.
+"""Trains a segmenter in plain PyTorch, with a backbone of this package and torchvision's FCN head.
 
-Usage: ``python segment_shapes.py [BACKBONE [STEPS]]``; it makes its own data.
+Usage: ``python segment_shapes.py [BACKBONE [STEPS]]``; the embedded data set is created first.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""The ops that stand in for mmcv's compiled ones, on CPU and CUDA.
+"""Replacements of mmcv's compiled ops by torchvision's, for CPU and CUDA.
 
-Names, arguments and in-place outputs are those of ``mmcv._ext``; autograd does not see inside
-them, because mmcv wraps each forward/backward pair in an ``autograd.Function`` of its own.
+Names, arguments and in-place outputs are those of ``mmcv._ext``. The ops are not differentiated:
+mmcv wraps each pair of forward and backward ops in its own ``autograd.Function``.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         boxes: (N, 4) corners ``x1, y1, x2, y2`` in pixels.
         scores: (N,).
-        iou_threshold: A box goes when its IoU with a kept, better one exceeds this.
-        offset: 0, or 1 where corners are pixel indices: the width is then ``x2 - x1 + 1``.
+        iou_threshold: A box is removed if its IoU with a kept box of higher score exceeds this.
+        offset: 0, or 1 if corners are pixel indices, so that the width is ``x2 - x1 + 1``.
 
     Returns:
         (K,) int64 indices of the kept boxes, best score first.
     """
-    # torchvision asks for one dtype and has no half precision kernel on CPU.
+    # torchvision needs equal dtypes and has no half-precision kernel for CPUs.
     dtype = torch.promote_types(boxes.dtype, scores.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
     boxes, scores = boxes.to(dtype), scores.to(dtype)
@@ -42,7 +42,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 def _focal_factors(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return sign (N, C), signed logit (N, C) and constant factor (N, C) of each loss term.
+    """Sign, signed logit and constant factor of each loss term, all (N, C).
 
     Every term is a binary loss of ``signed logit = sign * logit``, where the sign is +1 for the
     target class and -1 for the others.
@@ -53,7 +53,7 @@ def _focal_factors(
     sign = is_target.to(logits.dtype) * 2 - 1
     factor = torch.full_like(logits, 1 - alpha).masked_fill_(is_target, alpha)
     if weight.numel():
-        # Background has no class weight (mmcv's kernel reads past the array): it counts as 1.
+        # Background has no class weight (mmcv's kernel reads beyond the array): 1 is used.
         in_range = (target >= 0) & (target < num_classes)
         row = weight.to(logits.dtype)[target.clamp(0, num_classes - 1)]
         factor = factor * row.where(in_range, torch.ones_like(row))[:, None]
@@ -64,12 +64,12 @@ def _focal_factors(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the sigmoid focal loss of every logit into ``output``.
+    """Writes the sigmoid focal loss of every logit into ``output``.
 
-    ``-a * (1 - pt)**gamma * log(pt)`` with ``pt`` the probability given to the truth and ``a``
-    alpha for the target class, ``1 - alpha`` for the others. The logarithm is taken of the logit,
-    so large logits keep their loss; mmcv's kernel rounds ``pt`` to 0 first and then caps the
-    loss at ``-log(FLT_MIN)``, about 87.
+    ``-a * (1 - pt)**gamma * log(pt)`` with ``pt`` the probability of the correct label, and ``a``
+    alpha for the target class, ``1 - alpha`` for the others. The logarithm is computed from the
+    logit, so it is exact for large logits; mmcv's kernel rounds ``pt`` to 0 first and limits the
+    loss to ``-log(FLT_MIN)``, about 87.
 
     Args:
         input: (N, C) logits.
@@ -77,7 +77,7 @@ def sigmoid_focal_loss_forward(
         weight: (C,) weight of the rows of each class, or empty for none.
         output: (N, C), overwritten.
         gamma: Focusing exponent.
-        alpha: Balance of target class against the others, in [0, 1].
+        alpha: Weight of the target class, in [0, 1]; the others have ``1 - alpha``.
     """
     _, z, factor = _focal_factors(input, target, weight, alpha)
     output.copy_(-factor * torch.sigmoid(-z).pow(gamma) * F.logsigmoid(z))
@@ -87,7 +87,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of every loss by its logit into ``grad_input``, (N, C).
+    """Writes the derivative of every loss by its logit into ``grad_input``, (N, C).
 
     The other arguments are those of :func:`sigmoid_focal_loss_forward`.
     """
@@ -100,8 +100,8 @@ def sigmoid_focal_loss_backward(
 def _require_avg(pool_mode: int) -> None:
     if pool_mode != AVG_POOLING:
         raise NotImplementedError(
-            "roi_align with pool_mode='max' needs mmcv's compiled ops, which this mmcv was "
-            "installed without; use pool_mode='avg' or an mmcv build with compiled ops."
+            "roi_align with pool_mode='max' needs mmcv's compiled ops, which are not installed; "
+            "use pool_mode='avg' or an mmcv build with compiled ops."
         )
 
 
@@ -119,14 +119,14 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average bilinear samples of a feature map over a grid of bins in each region.
+    """Averages bilinear samples of a feature map in each bin of a grid over each region.
 
     Args:
         input: (N, C, H, W) features.
         rois: (K, 5) rows ``image index, x1, y1, x2, y2``, corners in pixels of the image.
         output: (K, C, aligned_height, aligned_width), overwritten.
-        argmax_y: Unused: only max pooling fills it.
-        argmax_x: Unused, likewise.
+        argmax_y: Unused; it is an output of max-pooling.
+        argmax_x: Unused.
         aligned_height: Bins along y.
         aligned_width: Bins along x.
         spatial_scale: Feature pixels per image pixel.
@@ -158,20 +158,10 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Write the gradient by the features into ``grad_input``, (N, C, H, W).
+    """Writes the gradient by the features into ``grad_input``, (N, C, H, W).
 
-    Args:
-        grad_output: (K, C, aligned_height, aligned_width) gradient by the pooled bins.
-        rois: As in :func:`roi_align_forward`, like all arguments not listed here.
-        argmax_y: Unused.
-        argmax_x: Unused.
-        grad_input: (N, C, H, W), overwritten.
-        aligned_height: Bins along y.
-        aligned_width: Bins along x.
-        spatial_scale: Feature pixels per image pixel.
-        sampling_ratio: Samples per bin and axis.
-        pool_mode: 1 (average).
-        aligned: Whether pixel centres lie at half-integers.
+    ``grad_output`` is the gradient by the output of :func:`roi_align_forward`; the other arguments
+    are those of that function.
 
     Raises:
         NotImplementedError: ``pool_mode`` is 0 (max).
@@ -191,7 +181,7 @@ def roi_align_backward(
 
 
 def no_compiler() -> str:
-    """Return what mmcv's environment report shows in place of a compiler version."""
+    """The compiler version in mmcv's environment report."""
     return 'n/a'
 
 
@@ -201,17 +191,17 @@ OPS: dict[str, Callable] = {
     'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
     'roi_align_forward': roi_align_forward,
     'roi_align_backward': roi_align_backward,
-    # mmcv.utils.collect_env calls these wherever mmcv.ops can be imported.
+    # mmcv.utils.collect_env calls these if mmcv.ops can be imported.
     'get_compiler_version': no_compiler,
     'get_compiling_cuda_version': no_compiler,
 }
 
 
 def missing_op(name: str) -> Callable[..., NoReturn]:
-    """Stand in for an op that is not provided: fails at the call, not at the import.
+    """A function for an op that is not provided: it raises when it is called.
 
-    mmcv's modules check on import that their ops exist, whether or not they are ever called; this
-    serves as the ``__getattr__`` of the stand-in for ``mmcv._ext``.
+    mmcv's modules check at import that their ops exist, even if they are never called. This is the
+    ``__getattr__`` of ``mmcv._ext``.
 
     Args:
         name: Name of the op in ``mmcv._ext``.
@@ -220,15 +210,15 @@ def missing_op(name: str) -> Callable[..., NoReturn]:
         A function that raises NotImplementedError.
 
     Raises:
-        AttributeError: ``name`` is a dunder, which Python probes modules for.
+        AttributeError: ``name`` is a special name, which Python looks up in modules.
     """
     if name.startswith('__') and name.endswith('__'):
         raise AttributeError(f"module 'mmcv._ext' has no attribute {name!r}")
 
     def raise_not_implemented(*args: object, **kwargs: object) -> NoReturn:
         raise NotImplementedError(
-            f'mmcv op {name!r}: mmcv is installed without compiled ops, and mmvitattn has no '
-            'stand-in for this one. Install an mmcv build with compiled ops, see '
+            f'mmcv op {name!r}: mmcv is installed without compiled ops, and mmvitattn does not '
+            'replace this one. Install an mmcv build with compiled ops, see '
             'https://mmcv.readthedocs.io/en/latest/get_started/installation.html'
         )
 

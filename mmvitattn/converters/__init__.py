@@ -1,6 +1,6 @@
-"""Weights of official releases, read without running anything that a file contains.
+"""Converts weights of the official releases, without running code from their files.
 
-One module for each release, with the map from its parameters to ours. Here is what they share.
+Each release has a module with one rule per parameter.
 """
 
 from .flax_msgpack import read_flax_msgpack

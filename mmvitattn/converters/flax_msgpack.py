@@ -1,8 +1,8 @@
-"""Reader of Flax's msgpack checkpoints; needs msgpack alone, neither Flax nor JAX.
+"""Reader of Flax's msgpack checkpoints; needs msgpack, but neither Flax nor JAX.
 
 The format is msgpack with three extension types (``flax.serialization``): an array, a complex
-number, a NumPy scalar. Arrays above the format's size limit are stored as a dict of chunks. All of
-it is data: nothing is unpickled or called.
+number, a NumPy scalar. Arrays above the format's size limit are stored as a dict of chunks. The
+files contain only data: nothing is unpickled or called.
 """
 
 import math
@@ -28,10 +28,10 @@ def read_flax_msgpack(path: str | Path) -> dict[str, Any]:
         path: the file.
 
     Returns:
-        Nested dicts with NumPy arrays as leaves; bfloat16 arrays are widened to float32.
+        Nested dicts with NumPy arrays as leaves; bfloat16 arrays are converted to float32.
 
     Raises:
-        CheckpointError: if the file is missing, truncated or of another kind.
+        CheckpointError: if the file is missing, truncated or of another format.
         ImportError: if msgpack is not installed.
     """
     try:

@@ -25,12 +25,12 @@ def classifier_rules(
     resize_windows: bool,
     resize_kernels: bool,
 ) -> Iterator[Rule]:
-    """Rules of the backbone and the classifier's last linear map.
+    """Rules of the backbone and of the classifier's linear layer.
 
     Args:
         settings: QnAViT's ``arch`` dict.
         options: QnAViT's other options.
-        resize_windows: whether tables of window self-attention are resized to ``settings``.
+        resize_windows: whether to resize the tables of window self-attention to ``settings``.
         resize_kernels: the same for learned-query attention.
     """
     yield from _stem_rules(options['stem'])
@@ -103,14 +103,7 @@ def _window_attention_rules(
 def qna_rules(
     source: str, target: str, options: Mapping[str, Any], kernel_size: int | None
 ) -> Iterator[Rule]:
-    """Rules of a learned-query layer.
-
-    Args:
-        source: its name in the release.
-        target: its name here.
-        options: QnAViT's options.
-        kernel_size: window side that tables are resized to; ``None`` leaves them as they are.
-    """
+    """Rules of a learned-query layer; its tables are resized to a given ``kernel_size``."""
     num_queries = options['num_queries']
 
     def table(parameter: Tensor) -> Tensor:
@@ -141,7 +134,7 @@ def qna_rules(
     name, kind = f'{target}.attention_scale', options['attention_scale']
     if kind == 'normal':
         yield Rule(name, f'{source}/attn_scale_weights', table)
-    elif kind == 'normal_elementwise':  # one for all offsets: nothing to resize
+    elif kind == 'normal_elementwise':  # one scale for all offsets: nothing to resize
         to_queries = partial(torch.reshape, shape=(1, num_queries, -1))
         yield Rule(name, f'{source}/attn_scale_weights', to_queries)
     elif kind == 'ones':
@@ -165,13 +158,10 @@ def resize_table(table: Tensor, side: int | None) -> Tensor:
 
     Args:
         table: (n * n, channels), offsets row by row.
-        side: new number of offsets on a side; ``None`` or n leaves the table as it is.
-
-    Returns:
-        (side * side, channels).
+        side: new side of the square; ``None`` or n returns the table itself.
 
     Raises:
-        CheckpointError: if the table is no square of offsets.
+        CheckpointError: if the number of offsets is not a square.
     """
     if side is None or side == side_of(table):
         return table

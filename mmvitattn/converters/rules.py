@@ -1,4 +1,4 @@
-"""What the converters share: one rule for each parameter, applied so that none is lost."""
+"""Shared by the converters: one rule per parameter, and the check that each is used once."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,18 +7,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.base import PyramidBackbone
 
 
 class Rule(NamedTuple):
-    """One parameter: its name here, its name in the release, how the one becomes the other.
+    """How to make one parameter from one or several of the release."""
 
-    Where one parameter here is several in the release, ``source`` names them all and ``convert``
-    takes as many.
-    """
-
-    target: str
-    source: str | tuple[str, ...]
-    convert: Callable[..., Tensor] = Tensor.contiguous
+    target: str  # name in our state dict
+    source: str | tuple[str, ...]  # name or names in the release
+    convert: Callable[..., Tensor] = Tensor.contiguous  # takes the parameters of ``source``
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -29,24 +26,24 @@ class Rule(NamedTuple):
 def apply_rules(
     rules: Sequence[Rule],
     source: Mapping[str, Tensor],
-    backbone: nn.Module,
+    backbone: PyramidBackbone,
     num_classes: int,
     neck: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """Converts every parameter once, or says what does not fit.
+    """Converts every parameter once.
 
     Args:
         rules: one for each parameter of the classifier.
         source: parameters of the release by name.
-        backbone: backbone with the last stage alone as output; tells names and shapes.
-        num_classes: outputs of the classifier's linear map.
-        neck: what pools the map, where it has parameters.
+        backbone: backbone with only the last stage as output, for names and shapes.
+        num_classes: outputs of the classifier's linear layer.
+        neck: pooling before the classifier's linear layer, if it has parameters.
 
     Returns:
         A classifier's state dict, ``backbone.*``, ``neck.*`` and ``head.fc.*``.
 
     Raises:
-        CheckpointError: if parameters are missing, left over, without value or of other shapes.
+        CheckpointError: if parameters are missing, left over or of other shapes.
     """
     shapes = _shapes('backbone', backbone)
     if neck is not None:
@@ -60,7 +57,8 @@ def apply_rules(
             f'the checkpoint does not fit the architecture: {len(missing)} parameters are missing '
             f'({_some(missing)}), {len(left_over)} are left over ({_some(left_over)})'
         )
-    state_dict, wrong = {}, []
+    state_dict: dict[str, Tensor] = {}
+    wrong = []
     for rule in rules:
         parameters = [source[name] for name in rule.sources]
         what = f'{rule.sources[0]} {tuple(parameters[0].shape)}'
@@ -74,47 +72,32 @@ def apply_rules(
     if wrong:
         raise CheckpointError(f'{len(wrong)} parameters have another shape: {_some(wrong)}')
     if set(state_dict) != set(shapes):
-        raise CheckpointError(f'without value: {_some(sorted(set(shapes) - set(state_dict)))}')
+        raise CheckpointError(
+            f'no rule gives a value for {_some(sorted(set(shapes) - set(state_dict)))}'
+        )
     return state_dict
 
 
-def get_parameter(
-    source: Mapping[str, Tensor], name: str, model: str, least_axes: int = 1
-) -> Tensor:
-    """A parameter that tells something about the architecture.
-
-    Args:
-        source: parameters of the release by name.
-        name: its name.
-        model: name of the model family, for the error message.
-        least_axes: axes that it has at least.
-
-    Returns:
-        The parameter.
+def get_parameter(source: Mapping[str, Tensor], name: str, least_axes: int = 1) -> Tensor:
+    """A parameter whose shape describes the architecture.
 
     Raises:
-        CheckpointError: if it is missing, empty or has fewer axes.
+        CheckpointError: if it is missing, empty or has less than ``least_axes`` axes.
     """
     if name not in source or source[name].dim() < least_axes or source[name].numel() == 0:
-        raise CheckpointError(f'no {model} checkpoint: parameter {name} is missing or empty')
+        raise CheckpointError(
+            f'not an official checkpoint of this model: parameter {name} is missing or empty'
+        )
     return source[name]
 
 
 def count(source: Mapping[str, Tensor], pattern: str) -> int:
-    """Number of different beginnings of parameters' names.
-
-    Args:
-        source: parameters of the release by name.
-        pattern: regular expression for the beginning of a name.
-
-    Returns:
-        How many different strings match it.
-    """
+    """Number of distinct prefixes of parameter names that match a regular expression."""
     return len({match.group() for match in (re.match(pattern, name) for name in source) if match})
 
 
 def _shapes(prefix: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a checkpoint must tell: parameters and running statistics."""
+    """Shapes of parameters and running statistics by name."""
     return {
         f'{prefix}.{name}': tuple(tensor.shape)
         for name, tensor in module.state_dict().items()

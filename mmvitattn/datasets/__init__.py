@@ -1,1 +1,1 @@
-"""Data sets that come with the package; import the module you need."""
+"""The embedded data set, and the layouts of public ones."""

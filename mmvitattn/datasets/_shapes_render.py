@@ -1,12 +1,10 @@
 """Draws the pictures of the "shapes" data set: textures, outlines, occlusion.
 
-Colours are BGR in [0, 1] until the last step, in double precision: processors differ in the last
-bits of a sine, which single precision would let through to the eight bits of a pixel. Geometry is
-decided on a grid ``SUPERSAMPLE`` times finer than the picture, which yields soft edges for the eye
-and sub-pixel outlines for the labels.
+Until the last step, colours are BGR in [0, 1] in double precision: processors differ in the last
+bits of a sine, which would change 8-bit pixels in single precision. Shapes are drawn on a grid
+``SUPERSAMPLE`` times finer than the picture, for antialiased edges and sub-pixel outlines in the
+labels.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 
@@ -19,22 +17,22 @@ BACKGROUND_CLASSES = ('bricks', 'checks', 'clouds', 'dots', 'gradient', 'stripes
 FILLS = ('checks', 'clouds', 'flat', 'gradient', 'stripes')
 
 SUPERSAMPLE = 4
-MIN_VISIBLE_SHARE = 0.7  # less of a shape than this and people start guessing what it was
-MIN_VISIBLE_AREA = 24 / 128**2  # as a share of the picture
-MIN_CONTRAST = 0.4  # weighted colour distance between a shape and what surrounds it
+MIN_VISIBLE_SHARE = 0.7  # of a shape, so that people recognise it
+MIN_VISIBLE_AREA = 24 / 128**2  # of the picture
+MIN_CONTRAST = 0.4  # weighted colour distance between a shape and its surroundings
 PLACEMENT_TRIES = 30
 LUMA_WEIGHTS = np.sqrt(3 * np.array([0.114, 0.587, 0.299]))
 
 
 @dataclass
 class Scene:
-    """One rendered picture and everything there is to know about it.
+    """One rendered picture and its labels.
 
     Attributes:
         image: BGR picture, ``(size, size, 3)`` uint8.
         background: Index into ``BACKGROUND_CLASSES`` per pixel, ``(size, size)`` uint8.
-        owner: Which shape is visible where, on the supersampled grid, uint8; 0 is the background
-            and ``k`` is the ``k``-th shape drawn.
+        owner: The visible shape at each position of the supersampled grid, uint8; 0 is the
+            background and ``k`` is the ``k``-th shape drawn.
         categories: Index into ``SHAPE_CLASSES`` of each shape, farthest first.
     """
 
@@ -45,13 +43,13 @@ class Scene:
 
 
 def render_scene(rng: np.random.Generator, size: int, shapes: list[tuple[int, float]]) -> Scene:
-    """Draw shapes on a textured background, each nearer than the one before.
+    """Draws shapes on a textured background, each in front of the previous ones.
 
-    A shape for which no place is found that leaves all shapes visible is not drawn; the first one
-    always is.
+    A shape is not drawn if no position is found for which all shapes are visible; the first shape
+    is always drawn.
 
     Args:
-        rng: Source of every random choice.
+        rng: Random number generator.
         size: Side of the square picture in pixels.
         shapes: Category index and extent (longer side of the upright box, in pixels) of each.
     """
@@ -98,12 +96,12 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
 
 
 def draw_texture(
-    rng: np.random.Generator, kind: str, shape: tuple[int, int], period: float
+    rng: np.random.Generator, kind: str, shape: tuple[int, ...], period: float
 ) -> np.ndarray:
-    """A pattern of values in [0, 1], with edges one pixel soft.
+    """A pattern of values in [0, 1], with edges smoothed over one pixel.
 
     Args:
-        rng: Source of orientation, phase and noise.
+        rng: Random number generator for orientation, phase and noise.
         kind: One of ``BACKGROUND_CLASSES``, or ``'flat'``.
         shape: Height and width in pixels.
         period: Length in pixels after which the pattern repeats.
@@ -121,7 +119,7 @@ def draw_texture(
         a, b = _square_wave(u, 1.4 * period), _square_wave(v, 1.4 * period)
         return a * b + (1 - a) * (1 - b)
     if kind == 'dots':
-        period *= 0.6  # smaller than any circle that counts as a shape
+        period *= 0.6  # smaller than any shape of class "circle"
         row = np.floor(v / period)
         du = (u + 0.5 * period * (row % 2)) % period - period / 2
         distance = np.hypot(du, v % period - period / 2)
@@ -132,7 +130,7 @@ def draw_texture(
 
 
 def _rotated_grid(
-    rng: np.random.Generator, shape: tuple[int, int], angle: float
+    rng: np.random.Generator, shape: tuple[int, ...], angle: float
 ) -> tuple[np.ndarray, np.ndarray]:
     y, x = np.indices(shape, np.float64)
     y -= shape[0] / 2 + rng.uniform(-8, 8)
@@ -146,7 +144,7 @@ def _square_wave(u: np.ndarray, period: float) -> np.ndarray:
     return np.clip(np.sin(u * (2 * np.pi / period)) * (period / (2 * np.pi)) + 0.5, 0, 1)
 
 
-def _draw_clouds(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+def _draw_clouds(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     total = np.zeros(shape)
     for octave in range(5):
         coarse = rng.random((3 * 2**octave,) * 2)
@@ -154,7 +152,7 @@ def _draw_clouds(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
     return _normalise(total)
 
 
-def _draw_bricks(rng: np.random.Generator, shape: tuple[int, int], period: float) -> np.ndarray:
+def _draw_bricks(rng: np.random.Generator, shape: tuple[int, ...], period: float) -> np.ndarray:
     u, v = _rotated_grid(rng, shape, rng.uniform(-0.25, 0.25) + rng.integers(2) * np.pi / 2)
     length = 2.2 * period
     row = np.floor(v / period)
@@ -198,7 +196,7 @@ def _draw_mask(rng: np.random.Generator, kind: str, extent: float) -> np.ndarray
 
 
 def _draw_outlines(rng: np.random.Generator, kind: str) -> list[np.ndarray]:
-    """Corner points of a shape in any scale; a second outline cuts a hole."""
+    """Corner points of a shape at arbitrary scale; a second outline is a hole."""
     if kind == 'circle':
         return [_on_circle(np.arange(72) / 72)]
     if kind == 'ring':
@@ -227,8 +225,8 @@ def _on_circle(turns: np.ndarray) -> np.ndarray:
 def _draw_centre(
     rng: np.random.Generator, size: int, extent: float, others: list[tuple[np.ndarray, float]]
 ) -> np.ndarray:
-    """A (row, column) centre; half the time close enough to another shape to overlap it."""
-    margin = 0.42 * extent  # a shape may stick out of the picture a little
+    """A (row, column) centre, with probability 1/2 close enough to another shape to overlap it."""
+    margin = 0.42 * extent  # a small part may lie outside the picture
     if not others or rng.random() < 0.5:
         return rng.uniform(margin, size - margin, 2)
     centre, other = others[rng.integers(len(others))]
@@ -241,7 +239,7 @@ def _draw_centre(
 def _clip_to(
     shape: tuple[int, int], corner: np.ndarray, mask: np.ndarray
 ) -> tuple[slice, slice, np.ndarray]:
-    """The part of a mask inside a grid, and the rows and columns of the grid it falls on."""
+    """Rows and columns of a grid that a mask covers, and the part of the mask inside the grid."""
     start = np.maximum(corner, 0)
     stop = np.minimum(corner + mask.shape, shape)
     (top, left), (bottom, right) = start - corner, stop - corner
@@ -261,7 +259,7 @@ def _leaves_all_visible(
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, extent: float) -> None:
-    """Fill a supersampled mask on the canvas with a shaded, textured, contrasting colour."""
+    """Fills a supersampled mask on the canvas with a shaded, textured, contrasting colour."""
     size = canvas.shape[0]
     alpha = cv2.resize(mask.astype(np.float64), (size, size), interpolation=cv2.INTER_AREA)
     x, y, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
@@ -284,7 +282,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray, exten
 def _contrasting_colours(
     rng: np.random.Generator, surroundings: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours for a fill, both apart from nearly all of the pixels around it."""
+    """Two colours for a fill, both different from most pixels around it."""
     candidates = rng.uniform(0.04, 0.96, (24, 2, 3))
     candidates[:, 1] = candidates[:, 0] + 0.25 * (candidates[:, 1] - candidates[:, 0])
     around = surroundings[:: max(len(surroundings) // 48, 1)]
@@ -296,7 +294,7 @@ def _contrasting_colours(
 
 
 def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Uneven light, exposure and sensor noise, then eight bits."""
+    """Applies uneven light, exposure and sensor noise, then converts to uint8."""
     light = draw_texture(rng, 'gradient', canvas.shape[:2], 1) - 0.5
     canvas = canvas * (1 + rng.uniform(0, 0.3) * light[..., None])
     canvas = np.clip(canvas, 0, 1) ** rng.uniform(0.85, 1.2)

@@ -6,22 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png'}
-MAX_NAMED = 5  # missing files that are named one by one
-MASKS_READ = 20  # of each split
+MAX_NAMED = 5  # missing files that are listed by name
+MASKS_READ = 20  # per split
 CIFAR10_BATCH_BYTES = 30_000_000  # 10,000 pictures of 3,072 bytes, and their labels
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies on disk.
+    """Files and folders of a data set.
 
     Attributes:
         title: name for messages.
         root: folder that the configs expect, relative to the working directory.
-        tree: picture of the folders, one line each.
-        download: where the official files are, and how they become this tree.
-        find_problems: yields what is wrong with a folder, a line each.
-        summarize: what a correct folder holds, in one line.
+        tree: example paths, one per line.
+        download: source of the official files.
+        find_problems: yields one line for each problem of a folder.
+        summarize: contents of a correct folder, in one line.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Layout:
     summarize: Callable[[Path], str]
 
     def describe(self, root: str | Path) -> str:
-        """Expected tree at ``root`` and where to get it, as indented text."""
+        """Expected files at ``root`` and their download, as indented text."""
         tree = '\n'.join(f'    {line}' for line in self.tree.strip().splitlines())
         return f'  expected layout of {root}:\n{tree}\n  official download: {self.download}'
 
@@ -73,9 +73,10 @@ def _coco_problems(root: Path) -> Iterator[str]:
         yield from _name_some(f'{annotation} lists a picture that is missing:', absent)
 
 
-def _coco_summary(root: Path) -> str:
-    counts = [f'{len(_images(root / s)):,} of {n:,}' for s, n in _COCO_COUNTS.items()]
-    return f'pictures: train2017 {counts[0]}, val2017 {counts[1]} (official counts)'
+def _summary(root: Path, **official: int) -> str:
+    """Numbers of pictures in folders below ``root``, with the official numbers."""
+    counts = [f'{s} {len(_images(root / s)):,} of {n:,}' for s, n in official.items()]
+    return f'pictures: {", ".join(counts)} (official counts)'
 
 
 def _ade20k_problems(root: Path) -> Iterator[str]:
@@ -99,11 +100,6 @@ def _ade20k_problems(root: Path) -> Iterator[str]:
             mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if mask is None or mask.ndim != 2 or mask.max() > 150:
                 yield f'{path} is not an index mask of 0 (ignored) to 150'
-
-
-def _ade20k_summary(root: Path) -> str:
-    counts = [f'{len(_images(root / "images" / s)):,} of {n:,}' for s, n in _ADE_COUNTS.items()]
-    return f'pictures: training {counts[0]}, validation {counts[1]} (official counts)'
 
 
 def _class_folder_problems(root: Path) -> Iterator[str]:
@@ -139,14 +135,11 @@ def _class_folder_summary(root: Path) -> str:
 def _cifar10_problems(root: Path) -> Iterator[str]:
     batches = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch', 'batches.meta']
     yield from _missing(root, *(f'cifar-10-batches-py/{name}' for name in batches))
-    for name in batches[:-1]:  # sizes alone: reading a batch means unpickling it
+    for name in batches[:-1]:  # only sizes: a batch is a pickle, which is not safe to read
         path = root / 'cifar-10-batches-py' / name
         if path.exists() and path.stat().st_size < CIFAR10_BATCH_BYTES:
             yield f'{path} is too small to hold 10,000 pictures'
 
-
-_COCO_COUNTS = {'train2017': 118_287, 'val2017': 5_000}
-_ADE_COUNTS = {'training': 20_210, 'validation': 2_000}
 
 LAYOUTS = {
     'coco': Layout(
@@ -159,7 +152,7 @@ train2017/000000000009.jpg ...
 val2017/000000000139.jpg ...""",
         download='https://cocodataset.org/#download (2017 train and val images, annotations)',
         find_problems=_coco_problems,
-        summarize=_coco_summary,
+        summarize=lambda root: _summary(root, train2017=118_287, val2017=5_000),
     ),
     'ade20k': Layout(
         title='ADE20K (SceneParse150)',
@@ -171,7 +164,7 @@ annotations/training/ADE_train_00000001.png ...
 annotations/validation/ADE_val_00000001.png ...""",
         download='http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)',
         find_problems=_ade20k_problems,
-        summarize=_ade20k_summary,
+        summarize=lambda root: _summary(root / 'images', training=20_210, validation=2_000),
     ),
     'imagenet': Layout(
         title='ImageNet-1K',

@@ -1,22 +1,20 @@
-"""A small, real data set drawn by the computer: six kinds of shapes on textured backgrounds.
+"""A small synthetic data set: six kinds of shapes on textured backgrounds.
 
-It lets the configs of this package train and be evaluated without a download. Form alone tells the
-classes apart; colour, fill, size (1:8), rotation, occlusion and background vary. It is written in
-the formats of COCO (detection), ADE20K (segmentation) and ImageNet (classification), so that the
-loaders of MMDetection, MMSegmentation and MMPretrain read it as they are::
+With it, the configs of this package can be trained and evaluated without a download. Classes differ
+only in form; colour, fill, size (1:8), rotation, occlusion and background vary. It has the formats
+of COCO (detection), ADE20K (segmentation) and ImageNet (classification), which the data sets of
+MMDetection, MMSegmentation and MMPretrain read::
 
-    shapes.json                                          arguments it was made with
+    shapes.json                                          arguments of write_shapes
     coco/annotations/instances_{train,val}2017.json      boxes and polygons of the visible parts
     coco/{train,val}2017/000000000001.jpg
     ade/ADEChallengeData2016/images/{training,validation}/ADE_train_00000001.jpg
     ade/ADEChallengeData2016/annotations/{training,validation}/ADE_train_00000001.png
     imagenet/{train,val}/circle/000000.jpg
 
-COCO and ADE20K hold the same pictures. In the masks, 0 is "ignored" and class ``i`` of
+COCO and ADE20K contain the same pictures. In the masks, 0 is "ignored" and class ``i`` of
 ``SEGMENTATION_CLASSES`` is ``i + 1``, as in ADE20K: load them with ``reduce_zero_label=True``.
 """
-
-from __future__ import annotations
 
 import json
 import tempfile
@@ -26,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from mmvitattn.datasets._shapes_render import (
+from ._shapes_render import (
     BACKGROUND_CLASSES,
     SHAPE_CLASSES,
     SUPERSAMPLE,
@@ -46,13 +44,13 @@ SEGMENTATION_PALETTE = (  # RGB: strong colours for shapes, pale ones for backgr
 FORMAT_VERSION = 1
 MIN_SIZE = 64
 MAX_SHAPES = 4
-EXTENT_RANGE = (0.1, 0.8)  # share of the picture's side: 13 to 102 pixels of 128
+EXTENT_RANGE = (0.1, 0.8)  # of the picture's side: 13 to 102 of 128 pixels
 DOMINANT_RANGE = (0.4, 0.8)
 DISTRACTOR_RANGE = (0.1, 0.22)
-CLASS_PICTURES = 0.9  # pictures for classification, per picture for detection
+CLASS_PICTURES = 0.9  # pictures for classification per picture for detection
 
 _SPLITS = {'train': 'training', 'val': 'validation'}
-# First entry of the seed after the user's own; a new kind of picture needs a new number.
+# Entry of the seed after the user's seed; a new kind of pictures needs a new number.
 _STREAMS = {'train': 0, 'val': 1, 'imagenet/train': 2, 'imagenet/val': 3}
 
 
@@ -64,27 +62,27 @@ def write_shapes(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write the data set, or return at once if it is already there.
+    """Writes the data set, or returns at once if it already exists.
 
-    Each picture depends on the arguments and its own index alone, so the first pictures of a larger
-    set are those of a smaller one. The bytes are the same on any machine with the same versions of
+    Each picture depends only on the arguments and its index, so a smaller set consists of the first
+    pictures of a larger one. The files are identical on all machines with the same versions of
     OpenCV, which encodes the pictures, and NumPy.
 
     Args:
-        root: Folder to create. It appears only when complete.
+        root: Folder to create. It is created when all files are written.
         num_train: Training pictures for detection and segmentation; classification has about
             ``0.15 * num_train`` per class.
         num_val: The same for validation.
         size: Side of the square pictures in pixels, at least 64.
-        seed: Non-negative seed of all randomness.
-        progress: Called with the numbers of pictures done and to do, after each picture.
+        seed: Non-negative seed of the random numbers.
+        progress: Called after each picture with the number of pictures done and the total.
 
     Returns:
         ``root`` as a path.
 
     Raises:
         ValueError: If an argument is out of range.
-        FileExistsError: If ``root`` holds anything but the complete data set asked for.
+        FileExistsError: If ``root`` contains anything else than this complete data set.
     """
     arguments = {'num_train': num_train, 'num_val': num_val, 'size': size, 'seed': seed}
     _check(arguments)
@@ -121,7 +119,7 @@ def _check(arguments: dict[str, int]) -> None:
 
 
 def _is_done(root: Path, record: dict) -> bool:
-    """Whether ``root`` is this data set, complete; False if the place is free."""
+    """Whether ``root`` is this complete data set; False if it is missing or empty."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     remedy = 'choose another --root or remove it'
@@ -130,14 +128,14 @@ def _is_done(root: Path, record: dict) -> bool:
     except (OSError, ValueError):
         raise FileExistsError(f'{root} exists and is not a shapes data set: {remedy}') from None
     if found != record:
-        raise FileExistsError(f'{root} holds shapes made with other arguments: {remedy}')
+        raise FileExistsError(f'{root} contains shapes made with other arguments: {remedy}')
     files = [root / 'coco' / 'annotations' / f'instances_{split}2017.json' for split in _SPLITS]
     complete = all(file.is_file() for file in files) and all(
         (root / folder).is_dir() and len(list((root / folder).iterdir())) == expected
         for folder, expected in _image_folders(record)
     )
     if not complete:
-        raise FileExistsError(f'{root} holds shapes of which some files are gone: {remedy}')
+        raise FileExistsError(f'{root} contains shapes, but some files are missing: {remedy}')
     return True
 
 
@@ -159,7 +157,7 @@ def _num_per_class(num_pictures: int) -> int:
 
 
 def _write_pictures(staged: Path, arguments: dict[str, int]) -> Iterator[None]:
-    """Write everything but ``shapes.json``, yielding after each picture."""
+    """Writes all files except ``shapes.json`` and yields after each picture."""
     size, seed = arguments['size'], arguments['seed']
     for folder, _ in _image_folders(arguments):
         (staged / folder).mkdir(parents=True)
@@ -171,13 +169,14 @@ def _write_pictures(staged: Path, arguments: dict[str, int]) -> Iterator[None]:
 
 
 def _write_scenes(staged: Path, split: str, num: int, size: int, seed: int) -> Iterator[None]:
-    """The pictures of several shapes, in the formats of COCO and ADE20K."""
+    """Writes pictures of several shapes in the formats of COCO and ADE20K."""
     coco, ade = staged / 'coco', staged / 'ade' / 'ADEChallengeData2016'
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(1, num + 1):
         rng = np.random.default_rng([seed, _STREAMS[split], index])
-        categories = rng.integers(len(SHAPE_CLASSES), size=rng.integers(1, MAX_SHAPES + 1))
-        scene = render_scene(rng, size, [(c, _extent(rng, size, EXTENT_RANGE)) for c in categories])
+        drawn = rng.integers(len(SHAPE_CLASSES), size=rng.integers(1, MAX_SHAPES + 1))
+        scene = render_scene(rng, size, [(c, _extent(rng, size, EXTENT_RANGE)) for c in drawn])
 
         name = f'{index:012d}.jpg'
         ade_name = f'ADE_{split}_{index:08d}'
@@ -203,7 +202,7 @@ def _write_scenes(staged: Path, split: str, num: int, size: int, seed: int) -> I
 def _write_class_pictures(
     folder: Path, split: str, num: int, size: int, seed: int
 ) -> Iterator[None]:
-    """The pictures of one large shape each, in the format of ImageNet."""
+    """Writes pictures of one large shape each in the format of ImageNet."""
     for category, name in enumerate(SHAPE_CLASSES):
         others = [c for c in range(len(SHAPE_CLASSES)) if c != category]
         for index in range(_num_per_class(num)):
@@ -217,16 +216,16 @@ def _write_class_pictures(
 
 
 def _extent(rng: np.random.Generator, size: int, share: tuple[float, float]) -> float:
-    """A length in pixels, log-uniform: as many shapes per octave at every scale."""
+    """A random length in pixels from a log-uniform distribution."""
     return size * float(np.exp(rng.uniform(*np.log(share))))
 
 
 def segmentation_mask(scene: Scene) -> np.ndarray:
-    """Label a scene densely, as ADE20K does.
+    """Labels each pixel of a scene in the format of ADE20K.
 
     Returns:
-        ``(size, size)`` uint8: index into ``SEGMENTATION_CLASSES`` plus 1, or 0 ("ignored") where a
-        pixel lies astride the rim of a shape.
+        ``(size, size)`` uint8: index into ``SEGMENTATION_CLASSES`` plus 1, or 0 ("ignored") for
+        pixels on the edge of a shape.
     """
     labels = np.array([0, *(c + 1 for c in scene.categories)], np.uint8)
     size = len(scene.background)
@@ -239,7 +238,7 @@ def segmentation_mask(scene: Scene) -> np.ndarray:
 
 
 def coco_annotations(scene: Scene) -> list[dict]:
-    """Outline the visible part of each shape, as COCO does.
+    """Annotates the visible part of each shape in the format of COCO.
 
     Returns:
         One annotation per shape, farthest first, without ``id`` and ``image_id``: box as
@@ -264,10 +263,10 @@ def coco_annotations(scene: Scene) -> list[dict]:
 
 
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Outlines of a supersampled mask in pixels of the picture, largest parts only.
+    """Outlines of the largest parts of a supersampled mask, in pixels of the picture.
 
-    COCO polygons cannot have holes, so each hole is joined to its outline by a slit of no width,
-    which leaves it outside under the even-odd rule that pycocotools fills by.
+    COCO polygons cannot have holes, so each hole is joined to its outline by a slit of width 0.
+    With the even-odd rule, by which pycocotools fills polygons, it is then outside.
     """
     grid = mask.astype(np.uint8)
     found, hierarchy = cv2.findContours(grid, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

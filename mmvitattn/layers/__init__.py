@@ -1,4 +1,4 @@
-"""Layers over :mod:`mmvitattn.ops`; they need PyTorch alone."""
+"""Layers over :mod:`mmvitattn.ops`; they need only PyTorch."""
 
 from .embed import ConvEmbed
 from .ffn import FFN

@@ -1,5 +1,5 @@
-"""Convolutions in the place of linear embeddings and projections ("CvT: Introducing Convolutions to
-Vision Transformers", sections 3.1 and 3.2)."""
+"""Convolutional embeddings and projections ("CvT: Introducing Convolutions to Vision Transformers",
+sections 3.1 and 3.2)."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,11 @@ from .patch_embed import PatchEmbed
 
 
 class ConvTokenEmbed(PatchEmbed):
-    """CvT's convolutional token embedding: patches that overlap, then a LayerNorm.
+    """CvT's convolutional token embedding: overlapping patches, then a LayerNorm.
 
-    CvT has kernels of side 7 at stride 4. Here the kernel has that side, or ``2 * stride - 1`` (7
-    at stride 4) where that is larger, so that patches overlap at any stride; its padding is the
-    least that keeps one patch for each square of ``stride`` pixels (2 at stride 4, as in CvT).
+    CvT uses kernels of side 7 at stride 4. Here the side is ``max(7, 2 * stride - 1)``, so that
+    patches overlap at any stride, with the smallest padding that gives ceil(n / stride) patches (2
+    at stride 4, as in CvT).
 
     Args:
         in_channels: channels of the image.
@@ -30,19 +30,12 @@ class ConvTokenEmbed(PatchEmbed):
         self.norm = nn.LayerNorm(channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds patches.
-
-        Args:
-            x: (B, H, W, C_in).
-
-        Returns:
-            (B, ceil(H / stride), ceil(W / stride), C).
-        """
+        """Maps (B, H, W, C_in) to (B, ceil(H / stride), ceil(W / stride), C)."""
         return self.norm(super().forward(x))
 
 
 class ConvProjection(nn.Module):
-    """What CvT puts before a linear projection: depth-wise 3 x 3 convolution, BatchNorm.
+    """CvT's convolution before a linear projection: depth-wise 3 x 3 convolution, BatchNorm.
 
     Args:
         channels: channels C of input and output.
@@ -51,30 +44,21 @@ class ConvProjection(nn.Module):
 
     def __init__(self, channels: int, stride: int = 1) -> None:
         super().__init__()
-        options = dict(stride=stride, padding=1, groups=channels, bias=False)
-        self.conv = nn.Conv2d(channels, channels, 3, **options)
+        self.conv = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to (B, ceil(H / stride), ceil(W / stride), C)."""
-        # On the CPU, gradients of such convolutions of channels-last maps take up to 15 times as
-        # long in torch 2.1.
+        # On CPUs, torch 2.1 computes the gradients up to 15 times slower without contiguous().
         return self.norm(self.conv(x.permute(0, 3, 1, 2).contiguous())).permute(0, 2, 3, 1)
 
 
 class ConvProjectionAttention(GlobalAttention):
     """Self-attention whose queries, keys and values are projected by convolutions, as in CvT.
 
-    Each of the three has a :class:`ConvProjection` before its linear map; those of keys and values
-    have stride 2, as in CvT's published models, so that a fourth of the positions is attended to.
-
-    Args:
-        channels: channels C of input and output.
-        num_heads: heads h; must divide ``channels``.
-        shared_kv: whether all heads share one key and one value of C / h channels.
-
-    Raises:
-        ValueError: if ``num_heads`` does not divide ``channels``.
+    Each of the three has a :class:`ConvProjection` before its linear layer; those of keys and
+    values have stride 2, as in CvT's published models, which leaves a quarter of the keys. The
+    arguments are those of :class:`~mmvitattn.layers.GlobalAttention`.
     """
 
     def __init__(self, channels: int, num_heads: int, shared_kv: bool = False) -> None:
@@ -84,7 +68,7 @@ class ConvProjectionAttention(GlobalAttention):
         self.conv_value = ConvProjection(channels, stride=2)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """See the base class; there is one key and value for two rows and two columns."""
+        """See the base class; keys and values have half the resolution of the queries."""
         weights, biases = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
         key = F.linear(self.conv_key(x), weights[0], biases[0])
         value = F.linear(self.conv_value(x), weights[1], biases[1])

@@ -6,7 +6,7 @@ from .init import he_normal_fan_out_
 
 
 class ConvEmbed(nn.Module):
-    """Strided convolution that takes and gives channels-last maps.
+    """Strided convolution on channels-last maps.
 
     Args:
         in_channels: channels of the input.
@@ -31,13 +31,6 @@ class ConvEmbed(nn.Module):
         he_normal_fan_out_(self.conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds patches.
-
-        Args:
-            x: (B, H, W, C_in).
-
-        Returns:
-            (B, H', W', C_out), contiguous.
-        """
+        """Maps (B, H, W, C_in) to (B, H', W', C_out), contiguous."""
         y = self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return y.contiguous()

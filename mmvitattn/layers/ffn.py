@@ -1,4 +1,4 @@
-"""Feed-forward network on channels-last maps, with optional modules between its linear maps."""
+"""Feed-forward network on channels-last maps, with optional modules between its linear layers."""
 
 import math
 from collections.abc import Iterator
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from ..ops.dispatch import is_compiling, is_exporting
 from .init import trunc_normal_
 
-TILE = 1 << 21  # numbers of the hidden map that are in work at once: 8 MiB stay in a CPU's cache
+TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
 
 
 class FFN(nn.Module):
     """Two-layer perceptron at each position: Linear, position encoding, GELU, gate, Linear.
 
-    For inference on CPUs, large maps are worked off in tiles: the hidden map, which is several
-    times as large as the input, never exists as a whole.
+    For inference on CPUs, large maps are processed in tiles, so that the hidden map, which is
+    several times as large as the input, is never stored as a whole.
 
     Args:
         channels: channels C of input and output.
-        hidden_channels: channels between the two linear maps.
-        position: module on (B, hidden, H, W) maps between the first linear map and the activation,
-            e.g. :class:`RPCPE`; ``None`` for none. It can be tiled if it has a ``reach``: how many
-            positions around its own an output depends on in evaluation.
+        hidden_channels: channels between the two linear layers.
+        position: module on (B, hidden, H, W) maps between the first linear layer and the
+            activation, e.g. :class:`RPCPE`; ``None`` for none. Tiling requires that it has the
+            attribute ``reach``: the radius of its receptive field in evaluation, in positions.
         approximate: form of GELU: 'none' (erf) or 'tanh'.
-        gate: module on (B, hidden, H, W) maps between the activation and the second linear map,
-            e.g. ``torchvision.ops.SqueezeExcitation``; ``None`` for none.
+        gate: module on (B, hidden, H, W) maps between the activation and the second linear
+            layer, e.g. ``torchvision.ops.SqueezeExcitation``; ``None`` for none.
     """
 
     def __init__(
@@ -48,33 +48,26 @@ class FFN(nn.Module):
         trunc_normal_(self.fc2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Applies the network.
-
-        Args:
-            x: (B, H, W, C), contiguous.
-
-        Returns:
-            Output of the same shape.
-        """
+        """Maps (B, H, W, C), contiguous, to the same shape."""
         if self._is_tiled(x):
             return self._forward_in_tiles(x)
         x = self.activation(_on_images(self.position, self.fc1(x)))
         return self.fc2(_on_images(self.gate, x))
 
     def _is_tiled(self, x: Tensor) -> bool:
-        reaches_far = self.position is not None and not hasattr(self.position, 'reach')
-        if self.training or torch.is_grad_enabled() or self.gate is not None or reaches_far:
+        unknown_reach = self.position is not None and not hasattr(self.position, 'reach')
+        if self.training or torch.is_grad_enabled() or self.gate is not None or unknown_reach:
             return False
         if is_compiling() or is_exporting() or torch.is_autocast_cpu_enabled():
             return False
-        hidden_numbers = x[..., 0].numel() * self.fc1.out_features
-        return x.device.type == 'cpu' and hidden_numbers > 2 * TILE
+        hidden_values = x[..., 0].numel() * self.fc1.out_features
+        return x.device.type == 'cpu' and hidden_values > 2 * TILE
 
     def _forward_in_tiles(self, x: Tensor) -> Tensor:
         batch, height, width, _ = x.shape
-        of_a_row = width * self.fc1.out_features
-        images = max(1, TILE // (height * of_a_row))
-        rows = max(1, TILE // (images * of_a_row))
+        row_values = width * self.fc1.out_features
+        images = max(1, TILE // (height * row_values))
+        rows = max(1, TILE // (images * row_values))
         output = torch.empty_like(x)
         for i in range(0, batch, images):
             for top, hidden in self._tiles(x[i : i + images], rows):
@@ -83,11 +76,11 @@ class FFN(nn.Module):
         return output
 
     def _tiles(self, x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-        """Top rows and encoded hidden maps of bands of so many rows."""
-        reach = 0 if self.position is None else self.position.reach
+        """First row and encoded hidden map of each band of ``rows`` rows."""
+        reach = getattr(self.position, 'reach', 0)
         kept, first = x.new_empty(len(x), 0, x.shape[2], self.fc1.out_features), 0
         for top in range(0, x.shape[1], rows):
-            # The rows that two bands need are kept, not computed twice.
+            # Rows that the next band needs, too, are kept instead of being computed twice.
             begin = top + reach if top else 0
             hidden = self.fc1(x[:, begin : top + rows + reach])
             hidden = torch.cat([kept, hidden], dim=1) if kept.shape[1] else hidden

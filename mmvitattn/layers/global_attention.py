@@ -7,7 +7,7 @@ from .init import trunc_normal_
 
 
 class AttentionProjections(nn.Module):
-    """The linear maps of multi-head attention, and what they start from.
+    """The linear layers of multi-head attention.
 
     Args:
         channels: channels C of input and output.
@@ -40,20 +40,20 @@ class AttentionProjections(nn.Module):
 
 
 class GlobalAttention(AttentionProjections):
-    """Self-attention between all positions of a map, in memory linear in their number.
+    """Self-attention between all positions of a map; memory is linear in their number.
 
     Keys and values are projected for each head, or once for all heads (multi-query attention).
 
     Time is quadratic in the number of positions. ``kv_pool`` divides it by ``kv_pool ** 2``: keys
-    and values are those of averages over squares of positions, as in PVT, whose reduction is a
-    strided convolution with weights of its own. An average has none, so that weights trained
-    without it fit. It is no part of SAG or its paper.
+    and values are computed from averages over squares of positions. PVT reduces them by a strided
+    convolution; the average has no weights, so models that were trained without it can use it. It
+    is not part of SAG or its paper.
 
     Args:
         channels: channels C of input and output.
         num_heads: heads h; must divide ``channels``.
         shared_kv: whether all heads share one key and one value of C / h channels.
-        kv_pool: side of the squares of positions that keys and values average; 1 for none.
+        kv_pool: side of the averaged squares of positions; 1 for no average.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``channels``, or ``kv_pool`` is below 1.
@@ -73,20 +73,13 @@ class GlobalAttention(AttentionProjections):
         self.kv_pool = kv_pool
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over all positions.
-
-        Args:
-            x: (B, H, W, C).
-
-        Returns:
-            Output of the same shape.
-        """
+        """Maps (B, H, W, C) to the same shape."""
         batch, dim = x.shape[0], self.channels // self.num_heads
         query, key_value = self.project(x)
         query = query.view(batch, -1, self.num_heads, dim)
         key_value = key_value.flatten(1, 2)
         if self.shared_kv:
-            # One head that has the queries of all: nothing is repeated.
+            # One head with the queries of all heads: keys and values need not be repeated.
             query = query.flatten(1, 2)[:, None]
             key, value = key_value[:, None].chunk(2, dim=-1)
         else:
@@ -97,20 +90,16 @@ class GlobalAttention(AttentionProjections):
         return self.out(y.reshape(x.shape))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries, and the keys and values that they attend to.
+        """Projects (B, H, W, C) to queries of the same shape, and to keys followed by values.
 
-        Args:
-            x: (B, H, W, C).
-
-        Returns:
-            (B, H, W, C), and keys before values, (B, H', W', 2C), or 2C / h channels if shared.
+        These have shape (B, H', W', 2C), or 2C / h channels if shared.
         """
         return self.query(x), self.key_value(self._pool(x))
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.kv_pool == 1:
             return x
-        # A square that the border cuts averages what lies inside the map.
+        # At the border, the average is over the positions inside the map.
         y = F.avg_pool2d(x.permute(0, 3, 1, 2), self.kv_pool, ceil_mode=True)
         return y.permute(0, 2, 3, 1)
 

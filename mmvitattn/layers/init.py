@@ -6,12 +6,7 @@ from torch import nn
 
 
 def trunc_normal_(module: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
-    """Truncated normal weights, zero bias, in place.
-
-    Args:
-        module: layer with ``weight`` and optional ``bias``.
-        std: standard deviation.
-    """
+    """Truncated normal weights of standard deviation ``std``, zero bias, in place."""
     nn.init.trunc_normal_(module.weight, std=std)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
@@ -20,11 +15,8 @@ def trunc_normal_(module: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
 def he_normal_fan_out_(conv: nn.Conv2d) -> None:
     """He normal weights by fan-out, zero bias, in place.
 
-    The fan-out counts the outputs that one input value reaches, so a depth-wise convolution's is
-    its kernel area (PVT's convention; ``kaiming_normal_`` ignores the groups).
-
-    Args:
-        conv: convolution, grouped or not.
+    The fan-out is the number of outputs that an input value contributes to: for a depth-wise
+    convolution the kernel's area (PVT's convention; ``kaiming_normal_`` ignores the groups).
     """
     kernel_height, kernel_width = conv.kernel_size
     fan_out = kernel_height * kernel_width * conv.out_channels // conv.groups
@@ -36,11 +28,8 @@ def he_normal_fan_out_(conv: nn.Conv2d) -> None:
 def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:
     """LeCun normal weights by fan-in, truncated as Flax does, zero bias, in place.
 
-    Flax cuts the normal at two standard deviations and widens it so that what is left has variance
-    1 / fan_in.
-
-    Args:
-        module: linear map or ungrouped convolution.
+    Flax truncates the normal at two standard deviations and scales it so that the truncated
+    distribution has variance 1 / fan_in. Convolutions must not be grouped.
     """
     std = module.weight[0].numel() ** -0.5 / 0.87962566103423978  # the truncated normal's own std
     nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)

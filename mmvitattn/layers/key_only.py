@@ -10,8 +10,8 @@ from .init import trunc_normal_
 class KeyOnlyAttention(nn.Module):
     """Global attention without queries, linear in the number of positions.
 
-    Each head weighs all positions by ``softmax(K saliency / sqrt(d))``, takes that mean of the
-    keys as the global context ``G``, and mixes it with every position: ``((G * V) U1 + K) U2``
+    Each head weights all positions by ``softmax(K saliency / sqrt(d))``. The weighted mean of the
+    keys is the global context ``G``, which is mixed with every position: ``((G * V) U1 + K) U2``
     (LinGlo paper, equations 2 to 4).
 
     Args:
@@ -47,14 +47,7 @@ class KeyOnlyAttention(nn.Module):
         nn.init.trunc_normal_(self.saliency, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over all positions.
-
-        Args:
-            x: (B, ..., C): any number of position axes, e.g. (B, N, C) or (B, H, W, C).
-
-        Returns:
-            Output of the same shape.
-        """
+        """Maps (B, ..., C), with any number of position axes, to the same shape."""
         projections = (
             (linear.weight, linear.bias) for linear in (self.key, self.value, self.gate, self.out)
         )
@@ -62,13 +55,10 @@ class KeyOnlyAttention(nn.Module):
         return y.unflatten(1, x.shape[1:-1]) if x.dim() != 3 else y
 
     def attention_weights(self, x: Tensor) -> Tensor:
-        """How much each position counts in the global context: the saliency map of each head.
-
-        Args:
-            x: the layer's input, (B, ..., C).
+        """Saliency map of each head for an input (B, ..., C).
 
         Returns:
-            Weights that sum to one over all positions, (B, h, ...).
+            Weights of the positions in the global context, which sum to one, (B, h, ...).
         """
         key = (self.key.weight, self.key.bias)
         weights = key_only_weights(x.flatten(1, -2), self.saliency, key)

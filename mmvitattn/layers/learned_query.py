@@ -17,27 +17,27 @@ ATTENTION_SCALES = ('normal', 'normal_elementwise', 'ones', 'posneg', 'avg', Non
 class QnALayer(nn.Module):
     """Local attention in overlapping windows, with queries that are learned ("query and attend").
 
-    Each output position attends from q learned queries to the k x k window around it; the results
-    of the queries are summed. Cost and memory are linear in the number of positions.
+    At each output position, q learned queries attend to the k x k window around it; their results
+    are summed. Time and memory are linear in the number of positions.
 
     Args:
         channels: channels D of queries, keys and values.
         num_heads: heads h; must divide ``channels``.
         kernel_size: odd side k of the window, in positions.
-        stride: distance of neighbouring windows; 2 halves the map.
+        stride: distance between the centres of neighbouring windows; 2 halves the map.
         num_queries: learned queries q.
         normalize_queries: whether each query is divided by its L2 norm.
         position_bias: 'relative_pos' learns a bias for each window offset, query and head.
             'absolute_pos' learns a vector for each, whose product with the query is the bias.
-            'contextual_pos' learns an affine map from the query to its biases (contextual relative
-            position encoding). ``None`` has none.
-        attention_scale: factor of the softmax weights, by which queries can differ in sign: learned
-            for each window offset, query and head ('normal', starting random, or 'ones'), learned
-            for each query and head ('normal_elementwise'), fixed to 1/q ('avg'), fixed to 1 for the
-            first half of the q*h query-heads and -1 for the others ('posneg'), or ``None``.
+            'contextual_pos' learns a linear layer from the query to its biases (contextual relative
+            position encoding). ``None``: no bias.
+        attention_scale: factor of the softmax weights, of either sign: learned for each window
+            offset, query and head ('normal', with random start values, or 'ones'), learned for each
+            query and head ('normal_elementwise'), fixed to 1/q ('avg'), fixed to 1 for the first
+            half of the q*h query-heads and -1 for the others ('posneg'), or ``None`` for no factor.
         in_channels: channels of the input; default ``channels``.
         out_channels: channels of the output; default ``channels``.
-        normalize_stop_grads: whether the queries' norm counts as a constant in the backward pass.
+        normalize_stop_grads: whether the norm of the queries is a constant in the backward pass.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``channels``, the window is even, or an option
@@ -48,6 +48,11 @@ class QnALayer(nn.Module):
         >>> attention(torch.rand(8, 56, 56, 64)).shape
         torch.Size([8, 56, 56, 64])
     """
+
+    position_bias: nn.Parameter | None
+    position_bias_vectors: nn.Parameter
+    position_map: nn.Linear
+    attention_scale: Tensor | None
 
     def __init__(
         self,
@@ -73,8 +78,8 @@ class QnALayer(nn.Module):
             )
         if position_bias not in POSITION_BIASES or attention_scale not in ATTENTION_SCALES:
             raise ValueError(
-                f'QnALayer: position_bias is one of {POSITION_BIASES}, attention_scale one of '
-                f'{ATTENTION_SCALES}; got {position_bias!r} and {attention_scale!r}'
+                f'QnALayer: position_bias must be one of {POSITION_BIASES} and attention_scale one '
+                f'of {ATTENTION_SCALES}, got {position_bias!r} and {attention_scale!r}'
             )
         self.channels, self.num_heads, self.num_queries = channels, num_heads, num_queries
         self.kernel_size, self.stride = kernel_size, stride
@@ -119,36 +124,27 @@ class QnALayer(nn.Module):
             lecun_normal_(linear)
         std = (self.channels // self.num_heads) ** -0.5
         nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
-        if self.position_bias_type == 'relative_pos':
+        if self.position_bias is not None:
             nn.init.zeros_(self.position_bias)
         elif self.position_bias_type == 'absolute_pos':
             nn.init.zeros_(self.position_bias_vectors)
         elif self.position_bias_type == 'contextual_pos':
             lecun_normal_(self.position_map)
-        if self.attention_scale_type in ('normal', 'normal_elementwise'):
-            nn.init.normal_(self.attention_scale, std=0.02)
-        elif self.attention_scale_type == 'ones':
-            nn.init.ones_(self.attention_scale)
+        if isinstance(self.attention_scale, nn.Parameter):
+            if self.attention_scale_type == 'ones':
+                nn.init.ones_(self.attention_scale)
+            else:
+                nn.init.normal_(self.attention_scale, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends to the window around each position.
-
-        Args:
-            x: (B, H, W, C_in).
-
-        Returns:
-            (B, H', W', C_out) with H' = ceil(H / stride), W' = ceil(W / stride).
-        """
+        """Maps (B, H, W, C_in) to (B, ceil(H / stride), ceil(W / stride), C_out)."""
         values = project_in(x, self.value.weight).unflatten(-1, (self.num_heads, -1))
         scores, tables = self._scores(x), (self.bias_table(), self.attention_scale)
         y = learned_query_attention(scores, values, *tables, self.kernel_size, self.stride)
         return project_out(y.flatten(-2), self.out.weight)
 
     def attention_weights(self, x: Tensor) -> Tensor:
-        """The factors by which each window's values are multiplied, all queries together.
-
-        Args:
-            x: the layer's input, (B, H, W, C_in).
+        """Factors of each window's values, summed over the queries, for an input (B, H, W, C_in).
 
         Returns:
             Factors of either sign, (B, H', W', k*k, h), window offsets row by row; zero outside the
@@ -158,12 +154,12 @@ class QnALayer(nn.Module):
         return window_weights(self._scores(x), *tables, self.kernel_size, self.stride)
 
     def bias_table(self) -> Tensor | None:
-        """The position bias, whatever its type.
+        """The position bias of any type.
 
-        The official release gets the biases of 'absolute_pos' as a sum over the images of a batch,
-        which are all alike, so they grow with it; here they are those of a batch of one. Those of
-        'contextual_pos' come as (q, k*k, h) and are read, as they lie in memory, as (k*k, q, h): so
-        does the release, whose weights mean nothing in another order.
+        The official release computes the biases of 'absolute_pos' as a sum over the images of a
+        batch, which are equal for all images, so they grow with the batch size; here they are those
+        of a batch of one. Those of 'contextual_pos' are computed as (q, k*k, h), then reshaped,
+        without a transposition, to (k*k, q, h): the release does so, and its weights require it.
 
         Returns:
             (k*k, q, h), window offsets row by row, or ``None``.

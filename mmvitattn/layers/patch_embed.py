@@ -9,12 +9,7 @@ from .init import trunc_normal_
 
 
 def pad_to_stride(x: Tensor, stride: int) -> Tensor:
-    """Pads an image with zeros on the right and the bottom to a multiple of the stride.
-
-    Args:
-        x: (B, H, W, C).
-        stride: stride, in pixels.
-    """
+    """Pads (B, H, W, C) with zeros on the right and the bottom to a multiple of the stride."""
     bottom, right = -x.shape[1] % stride, -x.shape[2] % stride
     if is_exporting() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
@@ -24,30 +19,26 @@ def pad_to_stride(x: Tensor, stride: int) -> Tensor:
 def patch_grid(
     height: int, width: int, kernel_size: int, stride: int, padding: int
 ) -> tuple[int, int]:
-    """Rows and columns of patches of an image that is padded to a multiple of the stride.
+    """Rows and columns of patches, for an image that is padded as by :func:`pad_to_stride`.
 
-    Args:
-        height: height of the image, in pixels.
-        width: its width.
-        kernel_size: side of the patches.
-        stride: stride of the patches.
-        padding: further zeros on each side of the image.
+    All arguments are in pixels; ``padding`` is added on each side.
     """
-    reach = 2 * padding - kernel_size
-    return tuple((n + -n % stride + reach) // stride + 1 for n in (height, width))
+    border = 2 * padding - kernel_size
+    rows, columns = ((n + -n % stride + border) // stride + 1 for n in (height, width))
+    return rows, columns
 
 
 class PatchEmbed(ConvEmbed):
     """Embeds the patches of an image by one convolution.
 
-    An image that the stride does not divide is padded with zeros on the right and the bottom.
+    The image is padded with zeros on the right and the bottom to a multiple of the stride.
 
     Args:
         in_channels: channels of the image.
         channels: channels of the embedding.
         kernel_size: side of the kernel, in pixels.
         stride: stride, in pixels.
-        padding: further zeros on each side of the image, in pixels.
+        padding: additional zeros on each side of the image, in pixels.
 
     Example:
         >>> PatchEmbed(3, 64, kernel_size=4, stride=4)(torch.rand(8, 225, 223, 3)).shape
@@ -70,12 +61,5 @@ class PatchEmbed(ConvEmbed):
         return patch_grid(height, width, self.kernel_size, self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds patches.
-
-        Args:
-            x: (B, H, W, C_in).
-
-        Returns:
-            (B, H', W', C), the grid as :meth:`grid_size` says.
-        """
+        """Maps (B, H, W, C_in) to (B, H', W', C); see :meth:`grid_size`."""
         return super().forward(pad_to_stride(x, self.stride))

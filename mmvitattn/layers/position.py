@@ -1,4 +1,6 @@
-"""Conditional position encodings: positions learned from zero-padded depth-wise convolutions."""
+"""Conditional position encodings by zero-padded depth-wise convolutions."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,10 @@ class RPCPE(nn.Module):
 
     ``z = t + sum_b BN_b(conv_b(t))`` with parallel depth-wise convolutions. The other forms of the
     paper's Table 6 are options: CPE (one branch, no skip), R-CPE (one branch, skip), P-CPE (several
-    branches, no skip). All of it is linear, so with given statistics of the BatchNorms it is one
-    depth-wise convolution with bias, and it runs as such: in evaluation with the running
-    statistics, and in training wherever the batch's statistics can be computed without the
-    branches (:func:`mmvitattn.ops.branch_statistics`). ``switch_to_deploy`` stores it so.
+    branches, no skip). For given statistics of the BatchNorms, all of them are one depth-wise
+    convolution with bias and computed as such: in evaluation with the running statistics, in
+    training wherever the batch's statistics can be computed without running the branches
+    (:func:`mmvitattn.ops.branch_statistics`). ``switch_to_deploy`` stores this convolution.
 
     Args:
         channels: channels C of input and output.
@@ -26,6 +28,10 @@ class RPCPE(nn.Module):
     Raises:
         ValueError: for an even kernel or less than one branch.
     """
+
+    convs: Any  # nn.ModuleList of nn.Conv2d
+    norms: Any  # nn.ModuleList of nn.BatchNorm2d
+    folded: nn.Conv2d
 
     def __init__(
         self, channels: int, num_branches: int = 4, skip: bool = True, kernel_size: int = 3
@@ -60,7 +66,7 @@ class RPCPE(nn.Module):
 
     @property
     def reach(self) -> int:
-        """Positions around its own, in each direction, that an output depends on in evaluation."""
+        """Radius of the receptive field in evaluation, in positions."""
         return self.kernel_size // 2
 
     @property
@@ -69,14 +75,7 @@ class RPCPE(nn.Module):
         return hasattr(self, 'folded')
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encodes positions.
-
-        Args:
-            x: (B, C, H, W), any memory format (kept).
-
-        Returns:
-            Output of the same shape.
-        """
+        """Maps (B, C, H, W) to the same shape and memory format."""
         if self.deployed:
             return self.folded(x)
         if not any(norm.training for norm in self.norms):
@@ -87,14 +86,7 @@ class RPCPE(nn.Module):
         return self.forward_branches(x)
 
     def forward_branches(self, x: Tensor) -> Tensor:
-        """The definition, branch by branch; :meth:`forward` equals it, where it can at less cost.
-
-        Args:
-            x: (B, C, H, W).
-
-        Returns:
-            Output of the same shape.
-        """
+        """The definition, branch by branch; :meth:`forward` computes the same faster."""
         branches = [
             norm(depthwise_conv2d(x, conv.weight))
             for conv, norm in zip(self.convs, self.norms, strict=True)
@@ -104,7 +96,7 @@ class RPCPE(nn.Module):
         return sum(branches[1:], start=branches[0])
 
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Mean and variance (branches, C) of all branches where they can be had without them."""
+        """Mean and variance (branches, C), if they can be computed without running the branches."""
         if self.kernel_size != 3 or not all(
             type(norm) is nn.BatchNorm2d and norm.training for norm in self.norms
         ):
@@ -117,14 +109,14 @@ class RPCPE(nn.Module):
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """As BatchNorm does: an exponential average, of the unbiased variance."""
+        """As in BatchNorm: exponential averages of the mean and of the unbiased variance."""
         for norm, branch_mean, branch_var in zip(self.norms, mean, var, strict=True):
             norm.num_batches_tracked += 1
             norm.running_mean.lerp_(branch_mean, norm.momentum)
             norm.running_var.lerp_(branch_var * (count / max(count - 1, 1)), norm.momentum)
 
     def fold(self) -> tuple[Tensor, Tensor]:
-        """The convolution that equals all branches with their running statistics, and the skip.
+        """The convolution that equals all branches, with their running statistics, and the skip.
 
         Returns:
             Depth-wise weight (C, 1, k, k) and bias (C,); differentiable.
@@ -146,14 +138,12 @@ class RPCPE(nn.Module):
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
-        """Replaces the branches by the one convolution that they fold into; idempotent."""
+        """Replaces the branches by one equal convolution; idempotent."""
         if self.deployed:
             return
         weight, bias = self.fold()
-        folded = self._depthwise(bias=True).to(weight.device, weight.dtype)
-        folded.weight.copy_(weight)
-        folded.bias.copy_(bias)
-        self.folded = folded
+        self.folded = self._depthwise(bias=True).to(weight.device, weight.dtype)
+        self.folded.load_state_dict(dict(weight=weight, bias=bias))
         del self.convs, self.norms
 
     def extra_repr(self) -> str:

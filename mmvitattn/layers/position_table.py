@@ -1,4 +1,7 @@
-"""Learned absolute positions: a table that fits a map of any size by resampling."""
+"""Learned absolute position embeddings, resized to the size of the map."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +13,17 @@ from ..ops.dispatch import is_exporting, precise_dtype
 class PositionTable(nn.Module):
     """Adds a learned vector to each position of a map.
 
-    For a map of another size the table is resized bicubically; for its own it is used as it is.
+    For a map of another size than its own, the table is resized bicubically.
 
     Args:
         grid_size: rows and columns of the table.
         channels: channels C of the map.
-        num_variants: variants T of the map, each with a table of its own; ``None`` for one
-            table, of a plain map or of all variants.
+        num_variants: number T of variants of the map, each with its own table; ``None`` for one
+            table, for a map without variants or shared by all variants.
     """
 
     def __init__(
-        self, grid_size: tuple[int, int], channels: int, num_variants: int | None = None
+        self, grid_size: Sequence[int], channels: int, num_variants: int | None = None
     ) -> None:
         super().__init__()
         variants = () if num_variants is None else (num_variants,)
@@ -32,14 +35,7 @@ class PositionTable(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adds positions.
-
-        Args:
-            x: (B, H, W, C), or variants, (T, B, H, W, C).
-
-        Returns:
-            Output of the same shape.
-        """
+        """Adds positions to a map (B, H, W, C), or to variants (T, B, H, W, C)."""
         table = resize_table(self.table, x.shape[-3:-1])
         return x + (table if table.dim() == 3 else table[:, None])
 
@@ -48,29 +44,29 @@ class PositionTable(nn.Module):
         return f'shape={tuple(self.table.shape)}'
 
 
-def resize_table(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes a table over a grid bicubically, antialiased where it shrinks.
+def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
+    """Resizes a table over a grid bicubically, with antialiasing if it becomes smaller.
 
     Args:
         table: (H, W, C), or (T, H, W, C) for several tables.
         size: new rows and columns.
 
     Returns:
-        (..., H', W', C) in the table's dtype; the table itself if it has that size.
+        (..., H', W', C) in the table's dtype; the table itself if it already has this size.
     """
     if is_exporting():
         return _resize_by_products(table, size)
     if table.shape[-3:-1] == tuple(size):
         return table
     maps = table if table.dim() == 4 else table[None]
-    # Half precision has no such kernel on every device.
+    # Not all devices have a kernel for half precision.
     maps = maps.permute(0, 3, 1, 2).to(precise_dtype(table))
-    maps = F.interpolate(maps, tuple(size), mode='bicubic', align_corners=False, antialias=True)
+    maps = F.interpolate(maps, list(size), mode='bicubic', align_corners=False, antialias=True)
     return maps.permute(0, 2, 3, 1).to(table.dtype).reshape(*table.shape[:-3], *size, -1)
 
 
-def _resize_by_products(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same by two matrix products, which a recording keeps for every size."""
+def _resize_by_products(table: Tensor, size: Sequence[int]) -> Tensor:
+    """The same by two matrix products, which can be traced for a variable size."""
     rows, columns = (
         _resampling(old, new, table) for old, new in zip(table.shape[-3:-1], size, strict=True)
     )
@@ -80,7 +76,7 @@ def _resize_by_products(table: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _resampling(old: int, new: int, table: Tensor) -> Tensor:
     """Weights (new, old) of antialiased bicubic resampling on one axis."""
-    options = dict(device=table.device, dtype=precise_dtype(table))
+    options: dict[str, Any] = dict(device=table.device, dtype=precise_dtype(table))
     scale = torch.full((1,), old, **options) / torch.ones(new, **options).sum()
     centres = (torch.arange(new, **options) + 0.5) * scale
     distance = (torch.arange(old, **options) + 0.5 - centres[:, None]) / scale.clamp(min=1)

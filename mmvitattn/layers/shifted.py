@@ -1,4 +1,4 @@
-"""Shifted patch embedding and local attention over its variants as layers (SAG, section 3)."""
+"""Shifted patch embedding, and local attention over the shifted variants (SAG, section 3)."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from ..ops import local_shift_attention, shift_weights, shifted_patch_embedding
 from ..ops.shifted.shifts import Shifts, check_shifts, translate
 from .global_attention import AttentionProjections
-from .init import trunc_normal_
 from .patch_embed import PatchEmbed, pad_to_stride, patch_grid
 
 # Pixels (down, right) in the order of the official release.
@@ -21,10 +20,10 @@ CIFAR_SHIFTS = (
 
 
 class ShiftedPatchEmbed(nn.Module):
-    """Embeds T shifted copies of an image, each by a convolution of its own.
+    """Embeds T shifted copies of an image, each by its own convolution.
 
-    An image that the stride does not divide is padded with zeros on the right and the bottom
-    before it is shifted.
+    Before the shifts, the image is padded with zeros on the right and the bottom to a multiple of
+    the stride.
 
     Args:
         in_channels: channels of the image.
@@ -33,11 +32,11 @@ class ShiftedPatchEmbed(nn.Module):
         stride: stride, in pixels.
         padding: zeros on each side of the shifted image, in pixels.
         shifts: pairs of pixels (down, right).
-        border: 'extend' grows the image on the top and the left by rows and columns from its
-            bottom and its right (shifts >= 0); 'roll' shifts circularly.
+        border: 'extend' adds rows and columns from the bottom and the right of the image at its
+            top and left (shifts >= 0); 'roll' shifts circularly.
 
     Raises:
-        ValueError: for an unknown border or shifts that it cannot do.
+        ValueError: for an unknown border or shifts that it does not support.
 
     Example:
         >>> embed = ShiftedPatchEmbed(3, 64, kernel_size=4, stride=4)
@@ -56,8 +55,8 @@ class ShiftedPatchEmbed(nn.Module):
         border: str = 'extend',
     ) -> None:
         super().__init__()
-        self.shifts = tuple(tuple(shift) for shift in shifts)
-        check_shifts('ShiftedPatchEmbed', self.shifts, border)
+        check_shifts('ShiftedPatchEmbed', shifts, border)
+        self.shifts = tuple((down, right) for down, right in shifts)
         self.stride, self.padding, self.border = stride, padding, border
         shape = (len(self.shifts), channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(torch.empty(shape))
@@ -66,21 +65,15 @@ class ShiftedPatchEmbed(nn.Module):
 
     def reset_parameters(self) -> None:
         """Truncated normal (std 0.02) kernels, zero bias."""
-        trunc_normal_(self)
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of ``height`` x ``width`` pixels."""
         return patch_grid(height, width, self.weight.shape[-1], self.stride, self.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds patches.
-
-        Args:
-            x: (B, H, W, C_in).
-
-        Returns:
-            (T, B, H', W', C), the grid as :meth:`grid_size` says.
-        """
+        """Maps (B, H, W, C_in) to (T, B, H', W', C); see :meth:`grid_size`."""
         x = pad_to_stride(x, self.stride)
         return shifted_patch_embedding(
             x, self.weight, self.bias, self.shifts, self.stride, self.padding, self.border
@@ -98,19 +91,14 @@ class ShiftedPatchEmbed(nn.Module):
 class TranslatedPatchEmbed(PatchEmbed):
     """Embeds T translations of an image, all by the same convolution (SAG, section 4.1, (i)).
 
-    The image is continued by its reflection where a translation leaves it, and padded afterwards,
-    as in :class:`~mmvitattn.layers.patch_embed.PatchEmbed`.
+    Translated images are filled by reflection, then padded as in
+    :class:`~mmvitattn.layers.patch_embed.PatchEmbed`, whose other arguments it takes.
 
     Args:
-        in_channels: channels of the image.
-        channels: channels of each embedding.
-        kernel_size: side of the kernel, in pixels.
-        stride: stride, in pixels.
-        padding: further zeros on each side of the translated image, in pixels.
         shifts: pairs of pixels (down, right), negative ones (up, left).
 
     Raises:
-        ValueError: for shifts that are no pairs.
+        ValueError: for shifts that are not pairs.
     """
 
     def __init__(
@@ -123,23 +111,17 @@ class TranslatedPatchEmbed(PatchEmbed):
         shifts: Shifts = IMAGENET_SHIFTS,
     ) -> None:
         super().__init__(in_channels, channels, kernel_size, stride, padding)
-        self.shifts = tuple(tuple(shift) for shift in shifts)
-        check_shifts('TranslatedPatchEmbed', self.shifts, 'roll')
+        check_shifts('TranslatedPatchEmbed', shifts, 'roll')
+        self.shifts = tuple((down, right) for down, right in shifts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds patches.
-
-        Args:
-            x: (B, H, W, C_in), with more pixels on each side than the largest shift has.
-
-        Returns:
-            (T, B, H', W', C), the grid as :meth:`grid_size` says.
+        """Maps (B, H, W, C_in) to (T, B, H', W', C); see :meth:`grid_size`.
 
         Raises:
-            ValueError: for a smaller image.
+            ValueError: unless the image is larger than the largest shift on each side.
         """
         y = super().forward(translate(x, self.shifts).flatten(0, 1))
-        # A recording would keep unflatten for one size.
+        # Tracing would hard-code the sizes of unflatten.
         return y.view(len(self.shifts), -1, *y.shape[1:])
 
     def extra_repr(self) -> str:
@@ -165,14 +147,7 @@ class LocalShiftAttention(AttentionProjections):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends over the variants.
-
-        Args:
-            x: tokens of all variants, the unshifted one first, (T, B, H, W, C).
-
-        Returns:
-            (B, H, W, C).
-        """
+        """Maps variants (T, B, H, W, C), the unshifted one first, to (B, H, W, C)."""
         key_weight, value_weight = self.key_value.weight.chunk(2)
         key_bias, value_bias = self.key_value.bias.chunk(2)
         y = local_shift_attention(
@@ -185,10 +160,7 @@ class LocalShiftAttention(AttentionProjections):
         return self.out(y)
 
     def attention_weights(self, x: Tensor) -> Tensor:
-        """How much each variant of a patch counts.
-
-        Args:
-            x: the layer's input, (T, B, H, W, C).
+        """Attention weight of each variant of a patch, for an input (T, B, H, W, C).
 
         Returns:
             Weights that sum to one over the variants, (T, B, H, W, h).

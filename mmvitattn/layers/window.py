@@ -11,23 +11,24 @@ from .init import lecun_normal_
 class WindowAttention(nn.Module):
     """Multi-head self-attention inside w x w windows, with a relative position bias.
 
-    A map that the window does not divide is padded at the bottom and the right, and the padding is
-    masked out of the softmax, so every size works.
+    The map may have any size: it is padded at the bottom and the right to a multiple of the window,
+    and the padding is masked in the softmax.
 
     Args:
         channels: channels C of input and output.
         num_heads: heads h; must divide ``channels``.
         window_size: side w of the windows, in positions.
-        bias: whether the projections have biases; they have in Swin, and not in QnA-ViT.
-        position_bias: 'relative_pos' learns a bias for each offset in a window and head; ``None``
-            has none.
+        bias: whether the projections have biases, as in Swin, but not in QnA-ViT.
+        position_bias: 'relative_pos' learns a bias for each offset in a window and head; ``None``:
+            no bias.
 
     Raises:
-        ValueError: if ``num_heads`` does not divide ``channels``, for an empty window, or an
-            unknown ``position_bias``.
+        ValueError: if ``num_heads`` does not divide ``channels``, ``window_size`` is less than 1,
+            or for an unknown ``position_bias``.
     """
 
     relative_index: Tensor
+    position_bias: nn.Parameter | None
 
     def __init__(
         self,
@@ -61,21 +62,14 @@ class WindowAttention(nn.Module):
             nn.init.zeros_(self.position_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attends inside each window.
-
-        Args:
-            x: (B, H, W, C).
-
-        Returns:
-            Output of the same shape.
-        """
+        """Maps (B, H, W, C) to the same shape."""
         batch, height, width, channels = x.shape
         w = self.window_size
         pad_bottom, pad_right = -height % w, -width % w
         x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
         rows, columns = x.shape[1] // w, x.shape[2] // w
         windows = x.view(batch, rows, w, columns, w, channels).transpose(2, 3)
-        # The 3d outputs of a head stand together, as in the official release.
+        # The 3d outputs of a head are contiguous, as in the official release.
         qkv = self.qkv(windows).reshape(-1, w * w, self.num_heads, 3 * channels // self.num_heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
 
@@ -95,7 +89,7 @@ class WindowAttention(nn.Module):
     def _mask_padding(
         self, bias: Tensor, height: int, width: int, rows: int, columns: int
     ) -> Tensor:
-        """Puts the least finite number where a key is padding: its weight is exactly zero then."""
+        """Sets the bias of padding to the smallest finite number, so that its weight is zero."""
         w = self.window_size
         outside_row = torch.arange(rows * w, device=bias.device) >= height
         outside_column = torch.arange(columns * w, device=bias.device) >= width
@@ -112,13 +106,10 @@ class WindowAttention(nn.Module):
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """Row of the bias table for each pair of positions in a window, as in Swin.
-
-    Args:
-        window_size: side w of the window.
+    """Row of the bias table for each pair of positions in a window of side w, as in Swin.
 
     Returns:
-        (w*w, w*w), query by key: the offset query - key, counted row by row from (1 - w, 1 - w).
+        (w*w, w*w), query by key: index of the offset query - key, row by row from (1 - w, 1 - w).
     """
     axis = torch.arange(window_size)
     offset = axis[:, None] - axis + window_size - 1  # (w, w), from 0 to 2w - 2

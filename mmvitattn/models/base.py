@@ -1,14 +1,15 @@
-"""What all backbones share: options, checks, freezing, checkpointing, the pyramid loop.
+"""Base class of the backbones: options, checks, freezing, checkpointing, the pyramid loop.
 
 A family subclasses :class:`PyramidBackbone`, sets ``arch_zoo`` and fills four attributes: ``stem``,
-``stages`` (one ``nn.Sequential`` of blocks each), ``downsamples`` (the module between stages i and
-i+1 stands at index i and counts as part of stage i+1) and, through ``add_output_norms``,
-``norms``. Inside, maps are channels-last, (B, H, W, C): linear maps and LayerNorm then run without
-copies, and convolutions see the same memory as a channels_last (B, C, H, W) map.
+``stages`` (one ``nn.Sequential`` of blocks each), ``downsamples`` (index i is the module between
+stages i and i+1 and belongs to stage i+1) and, through ``add_output_norms``, ``norms``. Internally,
+maps are channels-last, (B, H, W, C): linear layers and LayerNorm then run without copies, and
+convolutions read the same memory as (B, C, H, W) maps in channels_last format.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from mmengine.model import BaseModule
@@ -34,27 +35,27 @@ class FeatureInfo(list):
         return [entry['num_chs'] for entry in self]
 
     def reduction(self) -> list[int]:
-        """Stride of each output against the image, in pixels."""
+        """Stride of each output, in pixels of the image."""
         return [entry['reduction'] for entry in self]
 
     def module_name(self) -> list[str]:
-        """Name of the module that gives each output."""
+        """Name of the module that computes each output."""
         return [entry['module'] for entry in self]
 
 
 class PyramidBackbone(BaseModule):
-    """Base class of backbones that give a pyramid of feature maps.
+    """Base class of backbones that return a pyramid of feature maps.
 
     Args:
         channels: channels of each stage.
-        strides: stride of each stage's output against the image.
+        strides: stride of each stage's output relative to the image.
         in_channels: channels of the image.
         out_indices: stages whose outputs are returned, default all; negative ones count from the
-            last. Stages behind the last one returned are not built.
+            last. Stages after the last returned one are not built.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: keep BatchNorms in evaluation mode while training.
         with_cp: recompute each block in the backward pass to save memory.
-        min_size: least height and width of an image, in pixels.
+        min_size: smallest height and width of an image, in pixels.
         init_cfg: MMEngine's initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
@@ -62,8 +63,8 @@ class PyramidBackbone(BaseModule):
     """
 
     arch_zoo: Mapping[str, Mapping] = {}
-    stage_keys: Sequence[str] = ()  # of an arch: lists with one entry a stage
-    no_decay_keys: tuple[str, ...] = ()  # ends of the names of parameters without weight decay
+    stage_keys: Sequence[str] = ()  # keys of an arch that are lists with one entry per stage
+    no_decay_keys: tuple[str, ...] = ()  # suffixes of parameters without weight decay
 
     def __init__(
         self,
@@ -101,11 +102,11 @@ class PyramidBackbone(BaseModule):
         """Settings of a named or custom architecture.
 
         Args:
-            arch: a name of ``arch_zoo``, or a mapping with the same keys.
-            optional: keys that a mapping may leave out.
+            arch: a name in ``arch_zoo``, or a mapping with the same keys.
+            optional: keys that a mapping may omit.
 
         Returns:
-            The settings, a copy.
+            A copy of the settings.
 
         Raises:
             ValueError: for an unknown name, missing or unknown keys, or lists of unequal length.
@@ -127,13 +128,13 @@ class PyramidBackbone(BaseModule):
         lengths = {key: len(arch[key]) for key in cls.stage_keys if key in arch}
         if len(set(lengths.values())) > 1:
             raise ValueError(
-                f'{cls.__name__}: arch dict needs one entry a stage in each of its lists, got '
+                f'{cls.__name__}: each list of the arch dict needs one entry per stage, got '
                 f'{lengths} entries'
             )
         return dict(arch)
 
     def add_output_norms(self, eps: float = 1e-6) -> None:
-        """Adds a LayerNorm for each output, ``norms.<stage>``, and freezes what is to be frozen."""
+        """Adds a LayerNorm for each output, ``norms.<stage>``, and freezes ``frozen_stages``."""
         for index, info in zip(self.out_indices, self.feature_info, strict=True):
             self.norms[str(index)] = nn.LayerNorm(info['num_chs'], eps=eps)
         self._freeze()
@@ -142,13 +143,13 @@ class PyramidBackbone(BaseModule):
         """Computes the feature pyramid.
 
         Args:
-            image: (B, in_channels, H, W), H and W at least ``min_size``; odd sizes are fine.
+            image: (B, in_channels, H, W), of any size with H and W at least ``min_size``.
 
         Returns:
             One map (B, C_i, H_i, W_i) for each of ``out_indices``, in their order.
 
         Raises:
-            ValueError: for an image of another form.
+            ValueError: for an image of another shape.
         """
         self._check_image(image)
         x = self.stem(image.permute(0, 2, 3, 1))
@@ -161,8 +162,8 @@ class PyramidBackbone(BaseModule):
                 outputs[i] = self.norms[str(i)](x).permute(0, 3, 1, 2)
         return tuple(outputs[i] for i in self.out_indices)
 
-    def forward_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """Runs a stage's blocks."""
+    def forward_stage(self, stage: Any, x: Tensor) -> Tensor:
+        """Runs the blocks of one of ``stages``."""
         for block in stage:
             x = self.run_block(block, x)
         return x
@@ -172,7 +173,7 @@ class PyramidBackbone(BaseModule):
 
         Args:
             block: module to run.
-            inputs: its arguments: the map, and norms that several blocks share.
+            inputs: its arguments: the map, and norms shared by several blocks.
         """
         if self.with_cp and self.training and torch.is_grad_enabled():
             contexts = _recompute_contexts(block)
@@ -180,7 +181,7 @@ class PyramidBackbone(BaseModule):
         return block(*inputs)
 
     def train(self, mode: bool = True) -> 'PyramidBackbone':
-        """Sets the mode; frozen parts (and BatchNorms, with ``norm_eval``) stay in evaluation."""
+        """Sets the mode; frozen modules, and BatchNorms with ``norm_eval``, stay in evaluation."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -190,28 +191,28 @@ class PyramidBackbone(BaseModule):
         return self
 
     def switch_to_deploy(self) -> None:
-        """Folds what can be folded for inference, in place; idempotent."""
+        """Folds modules for inference where possible, in place; idempotent."""
         for module in self.modules():
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
-        self.train(self.training)  # new modules take the mode, and stay frozen where they were
+        self.train(self.training)  # sets the mode of new modules and freezes them where needed
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.
 
-        The stem is layer 0, each block one layer more (a down-sampling belongs to the block behind
-        it), output norms and whatever follows the backbone the last layer.
+        The stem is layer 0, each block is one layer (a down-sampling belongs to the block after
+        it), and output norms and modules after the backbone are the last layer.
 
         Args:
             param_name: name of the parameter, with ``prefix``.
-            prefix: what stands before the backbone's own names, e.g. ``'backbone.'``.
+            prefix: prefix of the backbone's parameters in the model, e.g. ``'backbone.'``.
 
         Returns:
             The parameter's depth and the number of layers.
         """
         first_block = [1]
         for stage in self.stages:
-            first_block.append(first_block[-1] + len(stage))
+            first_block.append(first_block[-1] + len(cast(Sized, stage)))
         last = first_block[-1]
         if not param_name.startswith(prefix):
             return last, last + 1
@@ -225,9 +226,9 @@ class PyramidBackbone(BaseModule):
         return last, last + 1
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay, besides norms and biases.
+        """Names of parameters without weight decay, in addition to norms and biases.
 
-        These are position tables, learned queries and their like; the method's name is timm's.
+        These are position tables, learned queries and similar ones; the method is named as in timm.
         """
         return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay_keys)}
 
@@ -251,7 +252,7 @@ class PyramidBackbone(BaseModule):
         if image.dim() != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f'{name} takes images (B, {self.in_channels}, H, W), got {tuple(image.shape)}; '
-                f'set in_channels for other inputs'
+                'set in_channels for other inputs'
             )
         if min(image.shape[2:]) < self.min_size:
             raise ValueError(
@@ -266,7 +267,7 @@ def _recompute_contexts(block: nn.Module):
 
 @contextmanager
 def _running_statistics_paused(block: nn.Module) -> Iterator[None]:
-    """The second forward of a checkpointed block must not update running statistics again."""
+    """Prevents a second update of running statistics when a checkpointed block is recomputed."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -276,4 +277,5 @@ def _running_statistics_paused(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked -= 1
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1

@@ -1,9 +1,9 @@
 """LinGlo: key-only attention in all stages ("Rethinking Query-Key Pairwise Interactions in Vision
 Transformers").
 
-The authors published no code. What the paper leaves open is settled here as follows: attention
-projections have biases; LayerNorm eps 1e-6; the down-sampling order LayerNorm, convolution is
-ConvNeXt's, which the paper cites; a LayerNorm of its own on every output.
+The authors published no code. Choices that the paper does not specify: attention projections have
+biases; LayerNorm has eps 1e-6; down-sampling is LayerNorm, then convolution, as in ConvNeXt, which
+the paper cites; every output has its own LayerNorm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,31 +31,32 @@ class LinGlo(PyramidBackbone):
     """LinGlo backbone.
 
     The defaults are the paper's model; ``attention``, ``position``, ``layout``, ``stem``,
-    ``downsample`` and ``patch_size`` are the choices of its ablations (section 5), and combine.
+    ``downsample`` and ``patch_size`` are the options of its ablations (section 5), in any
+    combination.
 
     Args:
         arch: 'b0', 'b1', 'b2', or a dict with ``channels``, ``depths``, ``num_heads``,
-            ``ffn_ratios`` (one entry a stage each) and, optionally, ``drop_path_rate``.
+            ``ffn_ratios`` (lists with one entry per stage) and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return, default all; negative ones count from the last.
-        drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
+        out_indices: stages to return; default: all. Negative ones count from the last.
+        drop_path_rate: largest drop-path rate of the linear ramp; default: the arch's own.
         attention: 'key_only' or 'dot_product', which is quadratic in positions (section 5.2).
         position: position encoding inside the FFNs: 'rp_cpe', 'r_cpe' (one branch), 'p_cpe' (no
             skip connection), 'cpe' (neither; table 6), or a dict with ``num_branches``, ``skip``,
             ``kernel_size`` of :class:`~mmvitattn.layers.RPCPE`; or 'absolute', a table of learned
-            vectors added at the entrance of each stage, as in PVT; or ``None``.
+            vectors added to the input of each stage, as in PVT; or ``None``.
         layout: a letter for each stage, 'H' hybrid or 'C' convolutional with squeeze-and-excitation
-            (table 5), e.g. 'CCHH'; default all hybrid.
-        stem: 'conv', overlapping, or 'patch', an embedding of patches (section 5.4).
+            (table 5), e.g. 'CCHH'; default: all hybrid.
+        stem: 'conv', overlapping patches, or 'patch', disjoint patches (section 5.4).
         downsample: 'conv' or 'patch' between stages, or ``None`` to keep one resolution, for an
             arch of equal channels in all stages.
         patch_size: stride of the stem, in pixels.
-        image_size: that the tables of absolute positions fit, in pixels, one number or (height,
-            width); they are resized for others.
+        image_size: size for which the tables of position='absolute' are made, in pixels, one number
+            or (height, width); for other sizes, they are resized.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: keep BatchNorms in evaluation mode while training.
         with_cp: recompute each block in the backward pass to save memory.
-        deploy: build the folded form, for weights saved after ``switch_to_deploy()``.
+        deploy: build the folded model, for weights saved after ``switch_to_deploy()``.
         init_cfg: MMEngine's initialisation config.
 
     Raises:
@@ -149,8 +150,8 @@ class LinGlo(PyramidBackbone):
     def _add_position_tables(
         self, image_size: int | Sequence[int], channels: Sequence[int], strides: Sequence[int]
     ) -> None:
-        """At the entrance of each stage: last in the stem and in the down-samplings."""
+        """Adds a table at the end of the stem and of each down-sampling."""
         size = (image_size,) * 2 if isinstance(image_size, int) else image_size
-        for i, entrance in enumerate([self.stem, *self.downsamples]):
-            grid = tuple(-(-n // strides[i]) for n in size)
-            entrance.add_module('position', PositionTable(grid, channels[i]))
+        for i, embed in enumerate([self.stem, *self.downsamples]):
+            grid = [-(-n // strides[i]) for n in size]
+            embed.add_module('position', PositionTable(grid, channels[i]))

@@ -1,7 +1,4 @@
-"""LinGlo's blocks and embeddings, and the choices among them that its options name.
-
-The choices are those of the paper's ablations (section 5).
-"""
+"""LinGlo's blocks and embeddings, for the options of its ablations (paper, section 5)."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,12 +13,12 @@ from .options import choose
 NORM_EPS = 1e-6
 RP_CPE = dict(num_branches=4, skip=True)
 
-# What an option may be, and what it stands for.
-ATTENTIONS: dict[str, Callable[[int, int], nn.Module]] = {  # of channels and heads
+# Values of options.
+ATTENTIONS: dict[str, Callable[[int, int], nn.Module]] = {  # arguments: channels, heads
     'key_only': KeyOnlyAttention,
     'dot_product': GlobalAttention,
 }
-POSITIONS: dict[str | None, Mapping | None] = {  # options of RPCPE, where the FFNs have one
+POSITIONS: dict[str | None, Mapping | None] = {  # options of the FFNs' RPCPE, if they have one
     'rp_cpe': RP_CPE,
     'r_cpe': dict(num_branches=1, skip=True),
     'p_cpe': dict(num_branches=4, skip=False),
@@ -38,9 +35,9 @@ class LinGloBlock(nn.Module):
     Args:
         channels: channels C.
         num_heads: attention heads.
-        ffn_ratio: hidden over outer channels of the FFN.
+        ffn_ratio: hidden channels of the FFN over ``channels``.
         drop_path: probability with which a branch is dropped for a sample.
-        attention: makes the attention layer from channels and heads.
+        attention: class of the attention layer, or function of channels and heads.
         cpe: options of the FFN's :class:`~mmvitattn.layers.RPCPE`; ``None`` for none.
     """
 
@@ -70,14 +67,15 @@ class LinGloBlock(nn.Module):
 class LinGloConvBlock(nn.Module):
     """Pre-norm convolutional block with squeeze-and-excitation (paper, section 5.1).
 
-    The hybrid block's FFN alone, which is an inverted bottleneck: expansion, depth-wise convolution
-    (RP-CPE), GELU, projection. Squeeze-and-excitation acts on its rC hidden channels. The paper
-    gives no width, but says that the number of parameters stays: 2 C / r makes its two matrices
-    2 * rC * 2C/r = 4 C^2, what the attention's four projections have.
+    It consists of the hybrid block's FFN, which is an inverted bottleneck: expansion, depth-wise
+    convolution (RP-CPE), GELU, projection. Squeeze-and-excitation acts on its rC hidden channels.
+    The paper gives no width, but states that the number of parameters does not change: with 2 C / r
+    squeeze channels, its two matrices have 2 * rC * 2C/r = 4 C^2 weights, as many as the four
+    projections of the attention.
 
     Args:
         channels: channels C.
-        ffn_ratio: hidden over outer channels r.
+        ffn_ratio: hidden channels of the FFN over ``channels``, r.
         drop_path: probability with which the branch is dropped for a sample.
         cpe: options of :class:`~mmvitattn.layers.RPCPE`.
     """
@@ -104,7 +102,7 @@ class LinGloConvBlock(nn.Module):
 
 
 def _overlapping(in_channels: int, channels: int, stride: int) -> nn.Module:
-    """The paper's: kernel 7, stride 4, padding 3, and 3, 2, 1."""
+    """The paper's embedding: kernel 7, stride 4, padding 3, or kernel 3, stride 2, padding 1."""
     return ConvEmbed(in_channels, channels, 2 * stride - 1, stride, padding=stride - 1)
 
 
@@ -114,26 +112,17 @@ def _patches(in_channels: int, channels: int, stride: int) -> nn.Module:
     return embed
 
 
-EMBEDS: dict[str, Callable[[int, int, int], nn.Module]] = {  # of channels in and out, and stride
-    'conv': _overlapping,
-    'patch': _patches,
-}
-DOWNSAMPLES = {**EMBEDS, None: None}
+Embed = Callable[[int, int, int], nn.Module]  # arguments: input channels, channels, stride
+EMBEDS: dict[str, Embed] = {'conv': _overlapping, 'patch': _patches}
+DOWNSAMPLES: dict[str | None, Embed | None] = {'conv': _overlapping, 'patch': _patches, None: None}
 LAYOUT = {'H': LinGloBlock, 'C': LinGloConvBlock}
 
 
-def make_downsample(
-    embed: Callable[[int, int, int], nn.Module] | None, in_channels: int, channels: int
-) -> nn.Sequential:
-    """LayerNorm, then an embedding of stride 2; nothing for ``None``.
-
-    Args:
-        embed: a value of ``DOWNSAMPLES``.
-        in_channels: channels of the stage in front.
-        channels: channels of the stage behind.
+def make_downsample(embed: Embed | None, in_channels: int, channels: int) -> nn.Sequential:
+    """LayerNorm, then an embedding of stride 2, between two stages; the identity for ``None``.
 
     Raises:
-        ValueError: for ``None`` and stages of different channels.
+        ValueError: for ``None`` between stages with different channels.
     """
     if embed is not None:
         norm = nn.LayerNorm(in_channels, eps=NORM_EPS)
@@ -147,33 +136,23 @@ def make_downsample(
 
 
 def cpe_options(position: str | Mapping | None) -> Mapping | None:
-    """Options of the RPCPE that the option ``position`` asks for; ``None`` where there is none.
-
-    Args:
-        position: a key of ``POSITIONS``, or the options themselves.
+    """Options of RPCPE for a key of ``POSITIONS`` or a mapping; ``None`` for no RPCPE.
 
     Raises:
-        ValueError: for another name or other options.
+        ValueError: for unknown names or options.
     """
     if not isinstance(position, Mapping):
         return choose('LinGlo', 'position', position, POSITIONS)
     if not set(position) <= set(CPE_OPTIONS):
-        raise ValueError(
-            f'LinGlo: position={dict(position)} may set {", ".join(CPE_OPTIONS)} alone'
-        )
+        raise ValueError(f'LinGlo: position={dict(position)} may set only {", ".join(CPE_OPTIONS)}')
     return {**RP_CPE, **position}
 
 
 def check_layout(layout: str | None, num_stages: int, cpe: Mapping | None) -> str:
-    """One letter of ``LAYOUT`` for each stage.
-
-    Args:
-        layout: the letters; ``None`` for hybrid stages.
-        num_stages: number of stages.
-        cpe: options of RPCPE, or ``None``; convolutional blocks need one.
+    """One letter of ``LAYOUT`` for each stage; ``None`` stands for hybrid stages.
 
     Raises:
-        ValueError: for letters that do not fit.
+        ValueError: for unknown letters, a wrong number of them, or 'C' without RPCPE.
     """
     if layout is None:
         return 'H' * num_stages
@@ -184,7 +163,7 @@ def check_layout(layout: str | None, num_stages: int, cpe: Mapping | None) -> st
         )
     if 'C' in layout and cpe is None:
         raise ValueError(
-            f'LinGlo: layout={layout!r} needs a position encoding by convolutions, which its '
-            "convolutional blocks consist of; e.g. position='rp_cpe'"
+            f'LinGlo: layout={layout!r} needs a position encoding by convolutions, which is part '
+            "of its convolutional blocks, e.g. position='rp_cpe'"
         )
     return layout

@@ -1,25 +1,16 @@
-"""What the options of all families have in common: choices, lists with one entry a stage."""
+"""Options of all families: choices, and lists with one entry per stage."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def choose(family: str, option: str, value: Any, choices: Mapping) -> Any:
-    """What a value of an option stands for.
-
-    Args:
-        family: name of the class that has the option, for the error message.
-        option: the option's name.
-        value: its value.
-        choices: the values that it may have, and what each stands for.
-
-    Returns:
-        The value's entry of ``choices``.
+    """The entry of ``choices`` for the value of an option of the class named ``family``.
 
     Raises:
-        ValueError: for another value.
+        ValueError: if the value is not in ``choices``.
     """
-    if value not in list(choices):  # a list: the value may be unhashable
+    if value not in list(choices):  # a list, since the value may be unhashable
         known = ', '.join(map(repr, choices))
         raise ValueError(f'{family}: {option}={value!r} must be one of {known}')
     return choices[value]
@@ -28,18 +19,15 @@ def choose(family: str, option: str, value: Any, choices: Mapping) -> Any:
 def resolve_out_indices(
     out_indices: int | Sequence[int] | None, num_stages: int
 ) -> tuple[int, ...]:
-    """Non-negative stage indices.
+    """Non-negative stage indices, in the given order.
 
     Args:
         out_indices: one or several indices; negative ones count from the last stage; ``None`` for
             all.
         num_stages: number of stages.
 
-    Returns:
-        The indices, in the given order.
-
     Raises:
-        ValueError: if there is none, one is out of range or comes twice.
+        ValueError: if there are no indices, one is out of range or occurs twice.
     """
     if out_indices is None:
         return tuple(range(num_stages))
@@ -58,33 +46,17 @@ def resolve_out_indices(
 
 
 def linear_ramp(largest: float, depths: Sequence[int]) -> list[list[float]]:
-    """Drop-path rates that rise linearly from 0 to ``largest`` over all blocks.
-
-    Args:
-        largest: rate of the last block.
-        depths: number of blocks in each stage.
-
-    Returns:
-        One list of rates for each stage.
-    """
+    """Drop-path rates that rise linearly from 0 to ``largest`` over all blocks, by stage."""
     last = max(sum(depths) - 1, 1)
     rates = (largest * i / last for i in range(sum(depths)))
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
 def per_stage(name: str, sizes: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-    """One size for each stage.
-
-    Args:
-        name: what the sizes are, for the error message.
-        sizes: one size for all stages, or one each.
-        num_stages: number of stages.
-
-    Returns:
-        ``num_stages`` sizes.
+    """One size for each stage, from one size for all stages or one per stage.
 
     Raises:
-        ValueError: for another number of sizes.
+        ValueError: for another number of sizes; the message contains ``name``.
     """
     sizes = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
     if len(sizes) != num_stages:

@@ -13,16 +13,16 @@ from ..registry import MODELS
 
 @MODELS.register_module()
 class QnAPooling(BaseModule):
-    """Attends once, from learned queries, to the whole of a map.
+    """Pools a map by attention from learned queries to all positions.
 
-    It stands where a classifier has its global average pooling: the classification heads 'qnav1'
-    and, with ``skip``, 'qnav2' of QnA-ViT's official release. A map of another size than
-    ``map_size`` gets its tables of positions resized bicubically.
+    It replaces the global average pooling of a classifier, as in the heads 'qnav1' and, with
+    ``skip``, 'qnav2' of QnA-ViT's official release. For a map of another size than ``map_size``,
+    the tables are resized bicubically.
 
     Args:
         in_channels: channels C of the map, and of the output.
         num_heads: heads h; must divide ``in_channels``.
-        map_size: side S of the square map that the tables are for, in positions.
+        map_size: side of the square map for which the tables are made, in positions.
         num_queries: learned queries q.
         skip: whether the mean of the map is added.
         init_cfg: MMEngine's initialisation config.
@@ -64,7 +64,7 @@ class QnAPooling(BaseModule):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start values of the official release, those of :class:`~mmvitattn.layers.QnALayer`."""
+        """Start values of the official release, as in :class:`~mmvitattn.layers.QnALayer`."""
         for linear in (self.key, self.value, self.out):
             lecun_normal_(linear)
         std = (self.query.shape[1] // self.num_heads) ** -0.5
@@ -77,14 +77,7 @@ class QnAPooling(BaseModule):
         return {'query', 'position_bias', 'attention_scale'}
 
     def forward(self, features: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor]:
-        """Pools a map.
-
-        Args:
-            features: (B, C, H, W), or a tuple of maps, whose last one is taken.
-
-        Returns:
-            (B, C), in a tuple if the input is one.
-        """
+        """Maps (B, C, H, W) to (B, C), or a tuple, of which the last map is used, to a tuple."""
         if isinstance(features, tuple):
             return (self(features[-1]),)
         x = features.permute(0, 2, 3, 1)
@@ -100,7 +93,7 @@ class QnAPooling(BaseModule):
         return y + x.mean((1, 2)) if self.skip else y
 
     def _table(self, table: Tensor, x: Tensor) -> Tensor:
-        """A table for the map ``x``, (H * W, q, h)."""
+        """A table resized to the map ``x``, (H * W, q, h)."""
         square = table.flatten(1).unflatten(0, (self.map_size, -1))
         return resize_table(square, x.shape[1:3]).flatten(0, 1).view(-1, *table.shape[1:])
 

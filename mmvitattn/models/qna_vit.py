@@ -1,9 +1,9 @@
 """QnA-ViT: learned-query attention and window self-attention ("Learned Queries for Efficient Local
 Attention").
 
-The classifier is that of the paper and its official release, number by number. The pyramid for
-dense prediction is ours: the output of each stage before its down-sampling block, each through a
-LayerNorm of its own.
+The classifier computes the same numbers as the paper's official release. The pyramid for dense
+prediction is not part of the release: the outputs of all stages before their down-sampling blocks,
+each followed by its own LayerNorm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ FFN_RATIO = 4
 
 
 class PatchStem(nn.Module):
-    """4 x 4 patches by a convolution; a size that 4 does not divide is padded on both sides.
+    """4 x 4 patches by a convolution; other sizes than multiples of 4 are padded on both sides.
 
     Args:
         in_channels: channels of the image.
@@ -73,7 +73,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
 class QnAViTBlock(nn.Module):
     """Pre-norm block: attention, then an FFN, each with a residual connection.
 
-    With ``skip`` it is the down-sampling block: the skip path takes the block's raw input, and the
+    With ``skip`` it is a down-sampling block: the input of the skip path is not normalised, and the
     attention branch is never dropped.
 
     Args:
@@ -84,6 +84,9 @@ class QnAViTBlock(nn.Module):
         drop_path: probability with which a branch is dropped for a sample.
         layer_scale: start value of a factor for each channel of each branch; ``None`` for none.
     """
+
+    layer_scale1: nn.Parameter | None
+    layer_scale2: nn.Parameter | None
 
     def __init__(
         self,
@@ -103,11 +106,10 @@ class QnAViTBlock(nn.Module):
         lecun_normal_(self.ffn.fc1)
         lecun_normal_(self.ffn.fc2)
         self.drop_path = StochasticDepth(drop_path, mode='row')
-        for name in ('layer_scale1', 'layer_scale2'):
-            scale = (
-                None if layer_scale is None else nn.Parameter(torch.full((channels,), layer_scale))
-            )
-            self.register_parameter(name, scale)
+        self.layer_scale1 = self.layer_scale2 = None
+        if layer_scale is not None:
+            self.layer_scale1 = nn.Parameter(torch.full((channels,), layer_scale))
+            self.layer_scale2 = nn.Parameter(torch.full((channels,), layer_scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, H', W', C)."""
@@ -130,22 +132,23 @@ class QnAViT(PyramidBackbone):
 
     Stage i has ``lsa_depths[i]`` blocks of window self-attention, then ``qna_depths[i]`` blocks of
     learned-query attention; a down-sampling block of learned-query attention, with twice the
-    channels and heads, leads to the next stage. ``out_indices=-1`` gives the official classifier,
-    whose head norm is the output norm.
+    channels and heads, leads to the next stage. ``out_indices=-1`` is the official classifier; the
+    output norm is the norm of its head.
 
     Args:
-        arch: 'tiny', 'tiny_7x7', 'small', 'base', or a dict with ``base_channels`` and, one entry
-            a stage each, ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
-            ``lsa_heads``, ``window_sizes``, and, optionally, ``drop_path_rate``.
+        arch: 'tiny', 'tiny_7x7', 'small', 'base', or a dict with ``base_channels``, with the lists
+            (one entry per stage) ``qna_depths``, ``qna_heads``, ``kernel_sizes``, ``lsa_depths``,
+            ``lsa_heads`` and ``window_sizes``, and, optionally, ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return, default all; negative ones count from the last.
-        drop_path_rate: largest drop-path rate of the linear ramp; default the arch's own.
-        kernel_sizes: odd window side of learned-query attention, one or one a stage; default the
+        out_indices: stages to return; default: all. Negative ones count from the last.
+        drop_path_rate: largest drop-path rate of the linear ramp; default: the arch's own.
+        kernel_sizes: odd window side of learned-query attention, one or one per stage; default: the
             arch's own.
-        window_sizes: window side of window self-attention, one or one a stage; default the arch's
-            own. Weights for other sizes: see ``tools/model_converters/qna_flax_to_mm.py``.
+        window_sizes: window side of window self-attention, one or one per stage; default: the
+            arch's own. ``tools/model_converters/qna_flax_to_mm.py`` converts weights to other
+            sizes.
         num_queries: learned queries of each layer.
-        normalize_queries: whether the learned queries are divided by their norm, one or one a
+        normalize_queries: whether the learned queries are divided by their norm, one or one per
             stage; a down-sampling block belongs to the stage before it.
         position_bias: see :class:`~mmvitattn.layers.QnALayer`.
         attention_scale: see :class:`~mmvitattn.layers.QnALayer`.
@@ -155,8 +158,8 @@ class QnAViT(PyramidBackbone):
             stride 2, or 'avgpool', the mean of the attention's window, then a 1 x 1 convolution.
         window_position_bias: see :class:`~mmvitattn.layers.WindowAttention`.
         normalize_stop_grads: see :class:`~mmvitattn.layers.QnALayer`.
-        drop_path_downsample: whether the down-sampling blocks count in the ramp of drop-path rates;
-            if not, nothing of them is dropped.
+        drop_path_downsample: whether the down-sampling blocks are part of the ramp of drop-path
+            rates; otherwise their rate is 0.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
         norm_eval: keep BatchNorms in evaluation mode while training; the 'resnet' stem has one.
         with_cp: recompute each block in the backward pass to save memory.
@@ -254,7 +257,7 @@ class QnAViT(PyramidBackbone):
             )
         ]
         lsa_depths, qna_depths = settings['lsa_depths'], settings['qna_depths']
-        # A stage's rates: its blocks, then the down-sampling block behind them.
+        # Rates of a stage: those of its blocks, then that of the following down-sampling block.
         counts = [
             lsa_depths[i] + qna_depths[i] + (drop_path_downsample and i < stages[-1])
             for i in stages

@@ -49,11 +49,12 @@ class AvgPoolSkip(ConvEmbed):
     def __init__(self, in_channels: int, channels: int, kernel_size: int) -> None:
         super().__init__(in_channels, channels, kernel_size=1, stride=1, padding=0, bias=False)
         lecun_normal_(self.conv)
+        self.kernel_size = kernel_size
         self.pool = nn.AvgPool2d(kernel_size, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, ceil(H / 2), ceil(W / 2), C)."""
-        x = _pad_for_stride_2(x, self.pool.kernel_size)
+        x = _pad_for_stride_2(x, self.kernel_size)
         return super().forward(self.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 

@@ -1,20 +1,28 @@
 """SAG: "Locally Shifted Attention With Early Global Integration".
 
-The classifier is that of the paper and its official release, number by number. The pyramid for
-dense prediction is ours: the output of each stage before its down-sampling, each through a
-LayerNorm of its own; images of any size; ``kv_pools``.
+The classifier computes the same numbers as the paper's official release. Not part of the release
+are the pyramid for dense prediction (the outputs of all stages before their down-samplings, each
+followed by its own LayerNorm), images of any size, and ``kv_pools``.
 """
 
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..layers import GlobalAttention, PositionTable
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
 from ..registry import register_backbone
 from .base import PyramidBackbone
-from .options import per_stage
-from .sag_blocks import LOCALS, NORM_EPS, SAGBlock, SAGDownsample, SAGStage, check_options
+from .options import choose, per_stage
+from .sag_blocks import (
+    LOCALS,
+    NORM_EPS,
+    POSITIONS,
+    SAGBlock,
+    SAGDownsample,
+    SAGStage,
+    check_num_shifts,
+)
 
 IMAGENET = dict(shifts=IMAGENET_SHIFTS, border='extend', image_size=224)
 CIFAR = dict(kernel_size=3, stride=1, padding=1, shifts=CIFAR_SHIFTS, border='roll', image_size=32)
@@ -24,25 +32,25 @@ CIFAR = dict(kernel_size=3, stride=1, padding=1, shifts=CIFAR_SHIFTS, border='ro
 class SAGViT(PyramidBackbone):
     """SAG backbone.
 
-    Patches of T shifted copies of the image; the first block attends from each patch to its own
-    variants, all others attend globally. ``out_indices=-1`` gives the official classifier, whose
-    last norm is the output norm.
+    Patches of T shifted copies of the image are embedded; the first block attends from each patch
+    to its own variants, all others attend globally. ``out_indices=-1`` is the official classifier;
+    the output norm is its last norm.
 
-    Global attention takes time quadratic in the number of positions, which dominates at the sizes
-    of detection: ``kv_pools=(4, 2, 1)`` divides it by 16 and 4 in the first two stages. That is
-    ours, no part of the paper; it has no weights, those of the paper's models fit.
+    The time of global attention is quadratic in the number of positions and dominates at image
+    sizes of detection: ``kv_pools=(4, 2, 1)`` divides it by 16 and 4 in the first two stages. This
+    option is not part of the paper; it has no weights, so those of the paper's models can be used.
 
-    ``local``, ``position`` and ``num_shifts`` are the paper's ablations (section 4.1). ``local``
-    says how the first block sees the neighbourhood of a patch:
+    ``local``, ``position`` and ``num_shifts`` are the paper's ablations (section 4.1). ``local`` is
+    the way in which the first block uses the neighbourhood of a patch:
 
-    - 'shift': T shifted copies of the image, each embedded by a convolution of its own, and
-      attention of each patch to its variants. The paper's model.
-    - 'translation': the same attention; the copies are translations of the image, continued by its
-      reflection, and one convolution embeds them all.
-    - 'window': one plain embedding; the block is Swin's, attention in windows of 7 x 7 positions.
+    - 'shift': T shifted copies of the image, each embedded by its own convolution, and attention
+      from each patch to its variants. The paper's model.
+    - 'translation': the same attention; the copies are translations of the image, filled by
+      reflection and embedded by one convolution.
+    - 'window': one patch embedding; attention in windows of 7 x 7 positions, as in Swin.
     - 'convolution': CvT's overlapping embedding with a LayerNorm; queries, keys and values of the
-      block are projected by convolutions, those of keys and values of stride 2.
-    - ``None``: one plain embedding, no local block: the first one is global, too.
+      block are projected by convolutions, with stride 2 for keys and values.
+    - ``None``: one patch embedding and no local block: the first block is global, too.
 
     Args:
         arch: 'tiny', 'small' (ImageNet), 'cifar_tiny', 'cifar_tiny_4_heads' (as the release's
@@ -53,18 +61,17 @@ class SAGViT(PyramidBackbone):
             position tables fit, in pixels, one number or (height, width), and, optionally,
             ``drop_path_rate``.
         in_channels: channels of the image.
-        out_indices: stages to return, default all; negative ones count from the last.
-        drop_path_rate: drop-path rate of every block; default the arch's own (paper: 0.1).
-        kv_pools: side of the squares of positions that keys and values of global attention
-            average, one or one a stage; 1 for none.
-        local: how the first block sees its neighbourhood: 'shift', 'translation', 'window',
-            'convolution' or ``None``.
+        out_indices: stages to return; default: all. Negative ones count from the last.
+        drop_path_rate: drop-path rate of every block; default: the arch's own (paper: 0.1).
+        kv_pools: side of the squares of positions over which keys and values of global attention
+            are averaged, one or one per stage; 1 for no average.
+        local: 'shift', 'translation', 'window', 'convolution' or ``None``, see above.
         position: 'per_variant', a position table for each shifted variant, or 'shared', one for all
             of them.
-        num_shifts: takes the first of the arch's shifts alone; default all.
+        num_shifts: number of shifts to use, the first ones of the arch; default: all.
         frozen_stages: -1 freezes nothing, 0 the stem, k the stem and the first k stages.
-        norm_eval: keep BatchNorms in evaluation mode while training; there are some in the block of
-            'convolution' alone.
+        norm_eval: keep BatchNorms in evaluation mode while training; only local='convolution' has
+            BatchNorms.
         with_cp: recompute each block in the backward pass to save memory.
         init_cfg: MMEngine's initialisation config.
 
@@ -133,8 +140,11 @@ class SAGViT(PyramidBackbone):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         settings = self.resolve_arch(arch, optional=('drop_path_rate',))
-        check_options(local, position, num_shifts, len(settings['shifts']))
-        settings['shifts'] = settings['shifts'][:num_shifts]
+        parts = choose('SAGViT', 'local', local, LOCALS)
+        per_variant = choose('SAGViT', 'position', position, POSITIONS) and parts.has_variants
+        if num_shifts is not None:
+            check_num_shifts(num_shifts, len(settings['shifts']), local)
+            settings['shifts'] = settings['shifts'][:num_shifts]
         channels, stages = settings['channels'], range(len(settings['channels']))
         strides = [settings['stride'] * 2**i for i in stages]
         super().__init__(
@@ -151,53 +161,35 @@ class SAGViT(PyramidBackbone):
         if drop_path_rate is None:
             drop_path_rate = settings.get('drop_path_rate', 0.1)
         kv_pools = per_stage('kv_pools', kv_pools, len(stages))
-        self.local, self.position = local, position
-        self.stem = LOCALS[local].build_embed(in_channels, channels[0], settings)
-        grids = self._grids(settings['image_size'])
+        image_size = settings['image_size']
+        size = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        self.stem = stem = parts.build_embed(in_channels, channels[0], settings)
+        grid: Sequence[int] = stem.grid_size(*size)
         for i in range(self.num_stages):
             if i > 0:
                 self.downsamples.append(SAGDownsample(channels[i - 1], channels[i]))
-            self.stages.append(self._stage(settings, i, grids[i], kv_pools[i], drop_path_rate))
+                grid = [-(-n // 2) for n in grid]
+            options = (channels[i], settings['num_heads'][i], settings['shared_kv'])
+            attentions: list[nn.Module] = [
+                GlobalAttention(*options, kv_pools[i]) for _ in range(settings['depths'][i])
+            ]
+            if i == 0 and parts.attention is not None:
+                attentions[0] = parts.attention(*options)
+            num_variants = len(settings['shifts']) if i == 0 and per_variant else None
+            blocks = [SAGBlock(attention, channels[i], drop_path_rate) for attention in attentions]
+            position_table = PositionTable(grid, channels[i], num_variants)
+            self.stages.append(SAGStage(blocks, position_table, channels[i]))
         self.add_output_norms(NORM_EPS)
 
-    def _grids(self, image_size: int | Sequence[int]) -> list[tuple[int, int]]:
-        """Rows and columns of each stage's map."""
-        size = (image_size,) * 2 if isinstance(image_size, int) else image_size
-        grids = [self.stem.grid_size(*size)]
-        for _ in range(self.num_stages - 1):
-            grids.append(tuple(-(-n // 2) for n in grids[-1]))
-        return grids
-
-    def _stage(
-        self,
-        settings: Mapping,
-        i: int,
-        grid_size: tuple[int, int],
-        kv_pool: int,
-        drop_path: float,
-    ) -> SAGStage:
-        channels = settings['channels'][i]
-        options = (channels, settings['num_heads'][i], settings['shared_kv'])
-        attentions = [GlobalAttention(*options, kv_pool) for _ in range(settings['depths'][i])]
-        num_variants = None
-        if i == 0:
-            local = LOCALS[self.local]
-            if local.attention is not None:
-                attentions[0] = local.attention(*options)
-            if local.has_variants and self.position == 'per_variant':
-                num_variants = len(settings['shifts'])
-        blocks = [SAGBlock(attention, channels, drop_path) for attention in attentions]
-        return SAGStage(blocks, PositionTable(grid_size, channels, num_variants), channels)
-
     def forward_stage(self, stage: SAGStage, x: Tensor) -> Tensor:
-        """Adds positions, then runs the blocks on the norms that they share."""
+        """Adds positions, then runs the blocks with their shared norms."""
         x = stage.position(x)
         for block in stage.blocks:
             x = self.run_block(block, x, stage.norm1, stage.norm2)
         return x
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """See the base class; what a stage's blocks share is as deep as the first of them."""
+        """See the base class; parameters shared by a stage belong to its first block."""
         name = param_name.removeprefix(prefix)
         if param_name.startswith(prefix) and name.startswith('stages.'):
             stage, part, *rest = name.removeprefix('stages.').split('.')

@@ -1,7 +1,4 @@
-"""SAG's block, stage and down-sampling, and the choices of its first block.
-
-The choices are those of the paper's ablations (section 4.1).
-"""
+"""SAG's block, stage and down-sampling, and the options of its ablations (paper, section 4.1)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,7 +19,6 @@ from ..layers.conv_projection import ConvProjectionAttention, ConvTokenEmbed
 from ..layers.init import trunc_normal_
 from ..layers.patch_embed import PatchEmbed
 from ..layers.shifted import TranslatedPatchEmbed
-from .options import choose
 
 NORM_EPS = 1e-6
 FFN_RATIO = 4
@@ -32,8 +28,8 @@ SWIN_WINDOW = 7
 class SAGBlock(nn.Module):
     """Pre-norm block: attention, then an FFN; the norms belong to the stage.
 
-    Local attention reads all shifted variants; the unshifted one alone has the residual connection
-    and goes on.
+    The input of local attention are all shifted variants; the residual connection adds its output
+    to the unshifted one.
 
     Args:
         attention: attention on a map, or local attention over variants.
@@ -55,11 +51,11 @@ class SAGBlock(nn.Module):
 
 
 class SAGStage(nn.Module):
-    """Position table, one pair of norms that all blocks share, blocks.
+    """Position table, one pair of norms shared by all blocks, blocks.
 
     Args:
         blocks: the blocks.
-        position: positions of the stage's input.
+        position: position table, added to the stage's input.
         channels: channels C.
     """
 
@@ -96,41 +92,44 @@ class SAGDownsample(nn.Module):
 
 
 def swin_attention(channels: int, num_heads: int, shared_kv: bool) -> WindowAttention:
-    """Swin's attention, in windows of its size, with its biases and its start values.
+    """Window attention with Swin's window size, biases and start values.
 
     Args:
         channels: channels C of input and output.
         num_heads: heads h; must divide ``channels``.
-        shared_kv: ignored: in Swin each head has keys and values of its own.
+        shared_kv: ignored: in Swin each head has its own keys and values.
     """
     attention = WindowAttention(channels, num_heads, SWIN_WINDOW, bias=True)
     for linear in (attention.qkv, attention.out):
         trunc_normal_(linear)
+    assert attention.position_bias is not None
     nn.init.trunc_normal_(attention.position_bias, std=0.02)
     return attention
 
 
 class Local(NamedTuple):
-    """How the first block sees the neighbourhood of a patch.
+    """Patch embedding and first block for a value of the option ``local``.
 
     Args:
-        embed: patch embedding, of the image's and its own channels and ``settings``.
-        settings: what it takes of the arch; one that takes shifts gives a variant for each.
-        attention: the first block's, of channels, heads and ``shared_kv``; ``None`` for the global
-            one of the other blocks.
+        embed: class of the patch embedding; takes input channels, channels and ``settings``.
+        settings: keys of the arch that it takes. With 'shifts', it returns a variant for each.
+        attention: attention of the first block, from channels, heads and ``shared_kv``; ``None``
+            for global attention.
     """
 
-    embed: Callable[..., nn.Module]
+    embed: Callable[..., PatchEmbed | ShiftedPatchEmbed]
     settings: tuple[str, ...]
     attention: Callable[[int, int, bool], nn.Module] | None
 
     @property
     def has_variants(self) -> bool:
-        """Whether the patch embedding gives shifted variants."""
+        """Whether the patch embedding returns shifted variants."""
         return 'shifts' in self.settings
 
-    def build_embed(self, in_channels: int, channels: int, arch: Mapping[str, Any]) -> nn.Module:
-        """The patch embedding of an arch."""
+    def build_embed(
+        self, in_channels: int, channels: int, arch: Mapping[str, Any]
+    ) -> PatchEmbed | ShiftedPatchEmbed:
+        """Builds the patch embedding of an arch."""
         return self.embed(in_channels, channels, **{key: arch[key] for key in self.settings})
 
 
@@ -142,31 +141,15 @@ LOCALS: dict[str | None, Local] = {
     'convolution': Local(ConvTokenEmbed, ('stride',), ConvProjectionAttention),
     None: Local(PatchEmbed, PATCH, None),
 }
-POSITIONS = ('per_variant', 'shared')
+POSITIONS = {'per_variant': True, 'shared': False}
 
 
-def check_options(
-    local: str | None, position: str, num_shifts: int | None, most_shifts: int
-) -> None:
-    """Checks the options of the ablations.
-
-    Args:
-        local: a key of ``LOCALS``.
-        position: one of ``POSITIONS``.
-        num_shifts: number of shifts that are taken; ``None`` for all.
-        most_shifts: number of shifts that the arch has.
-
-    Raises:
-        ValueError: for a value that does not exist, or a number of shifts where there are none.
-    """
-    choose('SAGViT', 'local', local, LOCALS)
-    choose('SAGViT', 'position', position, dict.fromkeys(POSITIONS))
-    if num_shifts is None:
-        return
+def check_num_shifts(num_shifts: int, most_shifts: int, local: str | None) -> None:
+    """Raises a ValueError unless ``local`` uses shifts and the arch has enough of them."""
     if not LOCALS[local].has_variants:
         raise ValueError(
             f'SAGViT: num_shifts={num_shifts}, but there are no shifts with local={local!r}; '
-            'leave num_shifts out'
+            'omit num_shifts'
         )
     if num_shifts not in range(1, most_shifts + 1):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures of what the attention of a backbone does; needs matplotlib and OpenCV."""
+"""Figures that show the attention of a backbone; needs matplotlib and OpenCV."""
 
 from .attention import draw_attention
 from .capture import CapturedLayer, capture_attention, has_attention

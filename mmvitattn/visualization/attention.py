@@ -1,7 +1,6 @@
 """All figures of a backbone's attention."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -9,57 +8,51 @@ from torch import Tensor, nn
 from ..layers import KeyOnlyAttention, LocalShiftAttention, QnALayer
 from .capture import CapturedLayer, capture_attention
 from .positions import Position, default_positions
-from .saliency import draw_overview as draw_saliency_overview
-from .saliency import draw_saliency
-from .scene import Scene, grid_of
+from .saliency import draw_saliency, draw_saliency_overview
+from .scene import Scene
 from .shifts import draw_shifts
-from .windows import draw_overview as draw_windows_overview
-from .windows import draw_windows
+from .windows import draw_windows, draw_windows_overview
 
 
 def draw_attention(
     backbone: nn.Module, image: Tensor, scene: Scene, positions: Sequence[Position] | None = None
 ) -> Iterator[tuple[str, Figure]]:
-    """Draws what the attention layers of a backbone do with a picture.
+    """Draws the attention weights of a backbone for one image.
 
     Args:
         backbone: a backbone of this package, in evaluation mode.
-        image: the normalised picture, (1, C, H, W); padding on the right and the bottom is not
+        image: the normalised image, (1, C, H, W); padding on the right and the bottom is not
             drawn.
-        scene: the same picture to draw over.
-        positions: (x, y) in its pixels, where windows are looked at; default some corners.
+        scene: the same image as background of the figures.
+        positions: centres (x, y) of the windows to draw, in pixels of ``scene``; default: strong
+            corners.
 
     Returns:
-        Names for files with figures, drawn one by one: for key-only attention an overview and one
-        for each stage, for learned-query attention an overview and one for each layer, for local
-        attention over shifts one.
+        File names without suffix and figures, each drawn when it is requested: for key-only
+        attention an overview and one figure per stage, for learned-query attention an overview and
+        one figure per layer, for local attention over shifts one figure.
 
     Raises:
-        ValueError: if the backbone refuses the picture.
+        ValueError: if the backbone rejects the image.
     """
-    return _draw(backbone, image, capture_attention(backbone, image), scene, positions)
+    layers = capture_attention(backbone, image)  # here, so that errors are raised by the call
+    return _draw(layers, scene, positions or default_positions(scene.picture))
 
 
 def _draw(
-    backbone: nn.Module,
-    image: Tensor,
-    layers: Sequence[CapturedLayer],
-    scene: Scene,
-    positions: Sequence[Position] | None,
+    layers: Sequence[CapturedLayer], scene: Scene, positions: Sequence[Position]
 ) -> Iterator[tuple[str, Figure]]:
-    grids = partial(grid_of, backbone, image_size=image.shape[2:])
     key_only = [x for x in layers if isinstance(x.layer, KeyOnlyAttention)]
     if key_only:
-        yield 'saliency', draw_saliency_overview(scene, key_only, grids)
+        yield 'saliency', draw_saliency_overview(scene, key_only)
     for stage in dict.fromkeys(layer.stage for layer in key_only):
         inside = [layer for layer in key_only if layer.stage == stage]
-        yield f'saliency_stage{stage}', draw_saliency(scene, inside, grids)
+        yield f'saliency_stage{stage}', draw_saliency(scene, inside)
     learned_query = [x for x in layers if isinstance(x.layer, QnALayer)]
-    positions = positions or default_positions(scene.picture)
     if learned_query:
-        yield 'windows', draw_windows_overview(scene, learned_query, positions, grids)
+        yield 'windows', draw_windows_overview(scene, learned_query, positions)
     for layer in learned_query:
-        yield f'windows_{layer.file_name}', draw_windows(scene, layer, positions, grids)
+        yield f'windows_{layer.file_name}', draw_windows(scene, layer, positions)
     for layer in layers:
         if isinstance(layer.layer, LocalShiftAttention):
-            yield 'shifts', draw_shifts(scene, layer, backbone.stem.shifts, grids)
+            yield 'shifts', draw_shifts(scene, layer)

@@ -1,4 +1,4 @@
-"""Positions on a picture whose windows are looked at."""
+"""Positions in an image whose attention windows are drawn."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,14 @@ DEFAULT_POSITIONS = 3
 
 
 def default_positions(picture: np.ndarray) -> list[Position]:
-    """Places with something to see: strong corners, far from each other.
+    """At most three strong corners, far from each other, or the centre if there are none.
 
     Args:
         picture: RGB, (H, W, 3).
-
-    Returns:
-        Three positions (x, y), or the centre where there are no corners.
     """
     height, width = picture.shape[:2]
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-    inner = np.zeros_like(grey)
+    inner = np.zeros_like(grey)  # mask without the border
     inner[height // 8 : height - height // 8, width // 8 : width - width // 8] = 1
     corners = cv2.goodFeaturesToTrack(
         grey, DEFAULT_POSITIONS, 0.05, min(height, width) / 4, mask=inner, blockSize=7
@@ -34,18 +31,10 @@ def default_positions(picture: np.ndarray) -> list[Position]:
 
 
 def read_positions(texts: Sequence[str], width: int, height: int) -> list[Position]:
-    """Positions as the command line gives them.
-
-    Args:
-        texts: each 'X,Y'.
-        width: width of the picture, in pixels.
-        height: its height.
-
-    Returns:
-        The positions.
+    """Parses positions 'X,Y' in a picture of ``width`` x ``height`` pixels.
 
     Raises:
-        UsageError: if one is no position inside the picture.
+        UsageError: if one is malformed or lies outside the picture.
     """
     positions = []
     for text in texts:
@@ -60,18 +49,18 @@ def read_positions(texts: Sequence[str], width: int, height: int) -> list[Positi
 
 
 def to_network(position: Position, sample: Any, size: Sequence[int]) -> Position:
-    """Moves a position from the file's picture to the network's, scaled and maybe cropped.
+    """Maps a position from the original picture to the network's input, scaled and maybe cropped.
 
     Args:
-        position: in pixels of the file's picture.
+        position: (x, y) in pixels of the original picture.
         sample: the test pipeline's data sample, with ``ori_shape`` and ``scale_factor``.
-        size: height and width of the network's picture.
+        size: height and width of the network's input, without padding.
 
     Returns:
-        The position there, (x, y).
+        (x, y) in pixels of the network's input.
 
     Raises:
-        UsageError: if the pipeline crops the place away.
+        UsageError: if the pipeline crops the position away.
     """
     scale, original = sample.metainfo.get('scale_factor', (1, 1)), sample.metainfo['ori_shape']
     moved = []
@@ -80,5 +69,5 @@ def to_network(position: Position, sample: Any, size: Sequence[int]) -> Position
         moved.append((value + 0.5) * factor - cut)
     if not (0 <= moved[0] <= size[1] and 0 <= moved[1] <= size[0]):
         x, y = position
-        raise UsageError(f'--positions {x:g},{y:g}: the test pipeline crops this place away')
+        raise UsageError(f'--positions {x:g},{y:g}: the test pipeline crops this position away')
     return moved[0], moved[1]

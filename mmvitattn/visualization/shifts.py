@@ -1,9 +1,7 @@
 """Local attention over shifts: where each patch looks, as colours and arrows.
 
-A shift of the image by (down, right) pixels makes a patch see what lies as far up and left of it.
+A shift of the image by (down, right) pixels makes a patch see what lay that far up and left of it.
 """
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib import colors
@@ -11,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .capture import CapturedLayer
-from .scene import NORMAL, SMALL, Grid, Scene, show
+from .capture import CapturedLayer, Grid
+from .scene import NORMAL, SMALL, TINY, Scene, show
 
 PANEL = 2.6  # width of a panel in inches
 COLUMNS = 4  # heads side by side
@@ -27,13 +25,9 @@ DIRECTIONS = (
 
 
 def shift_colours(looks: np.ndarray) -> np.ndarray:
-    """A colour for each place that a patch can look at: hue for the direction, paler when near.
+    """Colours (T, 3), RGB in [0, 1], for offsets (T, 2), (right, down) from the patch in pixels.
 
-    Args:
-        looks: pixels (right, down) from the patch, (T, 2).
-
-    Returns:
-        RGB in [0, 1], (T, 3).
+    The hue is the direction; short offsets are paler.
     """
     lengths = np.hypot(*looks.T)
     sectors = np.round(np.arctan2(looks[:, 1], looks[:, 0]) / (np.pi / 4)).astype(int) % 8
@@ -47,35 +41,16 @@ def shift_colours(looks: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def draw_shifts(
-    scene: Scene,
-    layer: CapturedLayer,
-    shifts: Sequence[tuple[int, int]],
-    grid_of: Callable[[int], Grid],
-) -> Figure:
-    """Where each patch looks, for each head: above the strongest shift, below the mean of all.
-
-    Args:
-        scene: the picture.
-        layer: a layer of local attention over shifts.
-        shifts: pixels (down, right), in the layer's order.
-        grid_of: where the positions of a stage lie.
-
-    Returns:
-        The figure.
-    """
-    looks = -np.array(shifts)[:, ::-1]  # (right, down) in pixels
+def draw_shifts(scene: Scene, layer: CapturedLayer) -> Figure:
+    """Where each patch looks: for each head the strongest shift, and the mean of all below it."""
+    looks = -np.array(layer.shifts)[:, ::-1]  # (right, down) in pixels
     weights = layer.weights()[:, 0].numpy()  # (T, H, W, h)
-    heads, grid = weights.shape[-1], grid_of(layer.stage)
+    heads = weights.shape[-1]
     columns, blocks = min(heads, COLUMNS), -(-heads // COLUMNS)
     height = PANEL * scene.aspect + 0.35
-    figure = Figure(
-        figsize=(PANEL * (columns + 1) + 0.4, 2 * blocks * height + 0.6), layout='constrained'
-    )
-    figure.suptitle(
-        f'SAG: where each patch looks, {layer.title}; equal weights would be {1 / len(looks):.2f}\n'
-        f'{scene.caption}',
-        fontsize=NORMAL + 1,
+    figure = scene.figure(
+        f'SAG: where each patch looks, {layer.title}; equal weights would be {1 / len(looks):.2f}',
+        (PANEL * (columns + 1) + 0.4, 2 * blocks * height + 0.6),
     )
     axes = figure.subplots(2 * blocks, columns + 1, squeeze=False)
     for ax in axes.flat:
@@ -87,32 +62,21 @@ def draw_shifts(
     longest = np.hypot(means[..., 0], means[..., 1]).max()
     for head in range(heads):
         row, column = 2 * (head // COLUMNS), 1 + head % COLUMNS
-        _draw_strongest(axes[row, column], scene, weights[..., head], looks, grid)
+        strongest, mean = axes[row : row + 2, column]
+        show(strongest, scene.grey)
+        drawn = shift_colours(looks)[weights[..., head].argmax(axis=0)]
+        extent = layer.grid.extent(*drawn.shape[:2])
+        strongest.imshow(drawn, alpha=0.9, extent=extent, interpolation='nearest')
         strength = weights[..., head].max(axis=0).mean()
-        axes[row, column].set_title(
-            f'head {head + 1}: strongest, weight {strength:.2f}', fontsize=NORMAL
-        )
-        _draw_arrows(axes[row + 1, column], scene, means[head], longest, grid)
-        axes[row + 1, column].set_title(
-            f'head {head + 1}: mean, up to {longest:.1f} px', fontsize=NORMAL
-        )
+        strongest.set_title(f'head {head + 1}: strongest, weight {strength:.2f}', fontsize=NORMAL)
+        show(mean, scene.grey)
+        _draw_arrows(mean, means[head], longest, layer.grid)
+        mean.set_title(f'head {head + 1}: mean, up to {longest:.1f} px', fontsize=NORMAL)
     return figure
 
 
-def _draw_strongest(
-    ax: Axes, scene: Scene, weights: np.ndarray, looks: np.ndarray, grid: Grid
-) -> None:
-    """Colours by the shift of the largest weight."""
-    show(ax, scene.grey)
-    drawn = shift_colours(looks)[weights.argmax(axis=0)]
-    extent = grid.extent(*drawn.shape[:2])
-    ax.imshow(drawn, alpha=0.9, extent=extent, interpolation='nearest')
-    _keep_limits(ax, scene)
-
-
-def _draw_arrows(ax: Axes, scene: Scene, means: np.ndarray, longest: float, grid: Grid) -> None:
-    """Mean of where the shifts look, over squares of patches where there are many."""
-    show(ax, scene.grey)
+def _draw_arrows(ax: Axes, means: np.ndarray, longest: float, grid: Grid) -> None:
+    """Mean offsets (H, W, 2), averaged over squares of patches where there are many."""
     side = -(-max(means.shape[:2]) // MOST_ARROWS)
     rows, columns = (n // side for n in means.shape[:2])
     kept = means[: rows * side, : columns * side]
@@ -121,21 +85,14 @@ def _draw_arrows(ax: Axes, scene: Scene, means: np.ndarray, longest: float, grid
     x = grid.left + grid.step * (side * np.arange(columns) + middle)
     y = grid.top + grid.step * (side * np.arange(rows) + middle)
     scale = longest / (0.95 * side * grid.step)  # the longest reaches the next arrow
-    options = dict(
-        angles='xy', scale_units='xy', scale=max(scale, 1e-9), headwidth=3.5, headlength=4
-    )
-    ax.quiver(x, y, arrows[..., 0], arrows[..., 1], color=ARROW, width=0.007, **options)
-    _keep_limits(ax, scene)
-
-
-def _keep_limits(ax: Axes, scene: Scene) -> None:
-    height, width = scene.picture.shape[:2]
-    ax.set_xlim(0, width)
-    ax.set_ylim(height, 0)
+    ax.quiver(
+        x, y, arrows[..., 0], arrows[..., 1], color=ARROW, width=0.007, headwidth=3.5, headlength=4,
+        angles='xy', scale_units='xy', scale=max(scale, TINY),
+    )  # fmt: skip
 
 
 def _draw_legend(ax: Axes, looks: np.ndarray) -> None:
-    """Each shift at the place where it makes a patch look; up is up."""
+    """The colour of each shift, at the offset where it makes a patch look."""
     for (x, y), colour in zip(looks, shift_colours(looks), strict=True):
         ax.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, color=colour, ec='0.3', lw=0.5))
     ax.plot(0, 0, 'k+', markersize=6)

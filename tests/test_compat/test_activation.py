@@ -1,7 +1,7 @@
-"""When the stand-in for mmcv's compiled ops is used, and when it is not.
+"""When the replacements of mmcv's compiled ops are used.
 
-Each case runs in a process of its own, and without mmvitattn's ``__init__``, which would install
-the stand-in by itself and import torch.
+Each case runs in a new process, and without mmvitattn's ``__init__``, which would install the
+import hook and import torch.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The stand-ins for mmcv's compiled ops, called as mmcv and mmdet call them.
+"""The replacements of mmcv's compiled ops, called as mmcv and mmdet call them.
 
 Every reference below is written from the definition of the op, in float64 loops.
 """

@@ -1,17 +1,17 @@
 """The official release's models, read from its own file format and converted.
 
-``checkpoint_mini`` was written by the release (most of its optimizer state taken out). The recorded
-7 x 7 model has the same parameters but for its tables, and its input begins with the other's.
+``checkpoint_mini`` was written by the release, without most of its optimizer state. The recorded
+7 x 7 model has the same parameters except for its tables, and its input starts with the other's.
 """
 
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
 msgpack = pytest.importorskip('msgpack', reason='extra [convert]')
@@ -21,6 +21,8 @@ from mmvitattn.converters import convert_qna_vit, read_flax_msgpack  # noqa: E40
 from mmvitattn.converters.qna_vit_rules import resize_table  # noqa: E402
 from mmvitattn.errors import CheckpointError  # noqa: E402
 from mmvitattn.models import QnAViT  # noqa: E402
+
+from .conftest import assert_fills_a_backbone, build_classifier, relative_difference  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
@@ -76,23 +78,6 @@ def files(tmp_path_factory):
     return {'mini': MINI, 'mini_7x7': path}
 
 
-def build_classifier(meta, num_classes=10, **backbone):
-    from mmengine.registry import init_default_scope
-    from mmpretrain.models import build_classifier as build
-
-    init_default_scope('mmpretrain')
-    model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / 'classifier.py').model
-    model.backbone = dict(type='mmvitattn.QnAViT', arch=meta['arch'], out_indices=-1, **backbone)
-    model.head.update(in_channels=8 * meta['arch']['base_channels'], num_classes=num_classes)
-    return build(model).eval()
-
-
-def relative_difference(actual, expected):
-    expected = torch.from_numpy(expected)
-    assert actual.shape == expected.shape
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('name', ['mini', 'mini_7x7'])
 def test_equals_the_official_release(name, files, run_tool, tmp_path):
@@ -100,7 +85,8 @@ def test_equals_the_official_release(name, files, run_tool, tmp_path):
     output = run_tool(TOOL, files[name], dst).stdout
     assert 'dropped: opt_state, step' in output
     meta = torch.load(dst, weights_only=True)['meta']
-    classifier = build_classifier(meta)
+    channels = 8 * meta['arch']['base_channels']
+    classifier = build_classifier('QnAViT', meta['arch'], channels, num_classes=10)
     load_checkpoint(classifier, str(dst), strict=True)
     with np.load(DATA / 'recorded_models.npz') as file:
         recorded = {key: file[key] for key in file}
@@ -119,17 +105,7 @@ def test_equals_the_official_release(name, files, run_tool, tmp_path):
 
 
 def test_fills_a_backbone_with_prefix(tmp_path, checkpoint):
-    state_dict, description = convert_qna_vit(checkpoint)
-    torch.save(dict(state_dict=state_dict), tmp_path / 'mini.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'mini.pth'), prefix='backbone.')
-    backbone = QnAViT(description['arch'], init_cfg=init_cfg)
-    backbone.init_weights()
-    loaded = {name for name in backbone.state_dict() if f'backbone.{name}' in state_dict}
-    assert set(backbone.state_dict()) - loaded == {
-        f'norms.{i}.{kind}' for i in range(3) for kind in ('weight', 'bias')
-    }
-    for name in loaded:
-        assert torch.equal(backbone.state_dict()[name], state_dict[f'backbone.{name}'])
+    assert_fills_a_backbone(QnAViT, convert_qna_vit(checkpoint), tmp_path / 'mini.pth')
 
 
 def official_form(arch):
@@ -259,7 +235,7 @@ def test_resized_tables_and_nothing_else(checkpoint, tmp_path):
 def test_resize_keeps_a_table_of_the_same_side():
     table = torch.randn(9, 4)
     assert resize_table(table, 3) is table
-    with pytest.raises(CheckpointError, match='no square'):
+    with pytest.raises(CheckpointError, match='not square'):
         resize_table(torch.randn(8, 4), 3)
 
 
@@ -279,7 +255,7 @@ NORM = ('QnAStage_1', 'QnA_Block_2', 'LayerNorm_1', 'scale')
         (lambda node, key: node.pop(key), 'QnAStage_1/QnA_Block_2/LayerNorm_1/scale'),
         (lambda node, key: node.update(gamma=node[key]), 'left over .*LayerNorm_1/gamma'),
         (lambda node, key: node.update({key: node[key][:3]}), r'scale \(3,\) for'),
-        (lambda node, key: node.update({key: 'text'}), 'no array of numbers'),
+        (lambda node, key: node.update({key: 'text'}), 'not an array of floating-point numbers'),
     ],
 )
 def test_every_parameter_is_used_once_and_fits(change, message, checkpoint):
@@ -366,14 +342,10 @@ def test_missing_msgpack_names_the_extra(monkeypatch):
         read_flax_msgpack(MINI)
 
 
-def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path, monkeypatch):
+def test_tool_leaves_dst_untouched_on_errors(assert_refuses, tmp_path, monkeypatch):
     dst, broken = tmp_path / 'out.pth', tmp_path / 'broken'
     broken.write_bytes(MINI.read_bytes()[:-1])
-
-    def assert_refused(*arguments, message):
-        errors = run_tool(TOOL, *arguments, status=2).stderr
-        assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
-
+    assert_refused = partial(assert_refuses, TOOL)
     assert_refused(broken, dst, message='truncated')
     assert_refused(tmp_path / 'nothing', dst, message='nothing')
     assert_refused(MINI, tmp_path / 'folder' / 'out.pth', message='folder')

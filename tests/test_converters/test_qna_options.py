@@ -1,12 +1,10 @@
-"""What the official configuration can name, against outputs recorded from the release.
+"""Options of the official configuration, against outputs recorded from the release.
 
-The recordings hold the names and shapes of each model's parameters, as the release made them, and
-its outputs for one image. Values are drawn anew, from the names.
+The recordings contain the names and shapes of each model's parameters and its outputs for one
+image. The values are random numbers, seeded by the names.
 """
 
-import importlib.util
 import json
-import sys
 import zlib
 from pathlib import Path
 
@@ -22,11 +20,10 @@ from mmvitattn.models import QnAPooling, QnAViT
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'qna'
-TOOL = ROOT / 'tools' / 'model_converters' / 'qna_flax_to_mm.py'
 RECORDED = json.loads((DATA / 'recorded_options.json').read_text())
 CASES = RECORDED['cases']
-# What leaves no trace in the parameters, or not enough.
-UNTOLD = {
+# Options that the parameters do not determine, and the error.
+UNKNOWN = {
     'scale_posneg': 'attn_scale_weights is missing',
     'scale_avg': 'attn_scale_weights is missing',
     'scale_none': 'attn_scale_weights is missing',
@@ -73,7 +70,7 @@ def checkpoint_of(case):
 
 
 class Classifier(nn.Module):
-    """A classifier as the description of a conversion tells to build it."""
+    """A classifier built from the description of a conversion."""
 
     def __init__(self, description):
         super().__init__()
@@ -126,29 +123,31 @@ def test_equals_the_official_release(case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('case', sorted(set(CASES) - set(UNTOLD)))
-def test_the_parameters_tell_the_options(case):
+@pytest.mark.parametrize('case', sorted(set(CASES) - set(UNKNOWN)))
+def test_options_from_the_parameters(case):
     checkpoint, config = checkpoint_of(case)
     expected, by_config = convert_qna_vit(checkpoint, config=config)
     state_dict, description = convert_qna_vit(checkpoint)
     assert set(state_dict) == set(expected)
     assert all(torch.equal(state_dict[name], expected[name]) for name in expected)
-    untold = ('normalize_queries', 'normalize_stop_grads', 'drop_path_rate')
-    told = {key: by_config['backbone'].get(key, default) for key, default in DEFAULTS.items()}
-    for key in set(told) - set(untold):
-        told_by_shapes = description['backbone'].get(key, DEFAULTS[key])
+    unknown = ('normalize_queries', 'normalize_stop_grads', 'drop_path_rate')
+    expected_options = {
+        key: by_config['backbone'].get(key, default) for key, default in DEFAULTS.items()
+    }
+    for key in set(expected_options) - set(unknown):
+        from_shapes = description['backbone'].get(key, DEFAULTS[key])
         if key == 'layer_scale':
-            assert (told_by_shapes is None) == (told[key] is None)
+            assert (from_shapes is None) == (expected_options[key] is None)
         else:
-            assert told_by_shapes == told[key], key
+            assert from_shapes == expected_options[key], key
     if case != 'normalize_some':
         assert_equals_recorded(classifier_of(state_dict, description), case)
 
 
-@pytest.mark.parametrize('case', sorted(UNTOLD))
-def test_what_leaves_no_trace_names_the_remedy(case):
+@pytest.mark.parametrize('case', sorted(UNKNOWN))
+def test_options_that_the_parameters_do_not_determine(case):
     checkpoint, _ = checkpoint_of(case)
-    with pytest.raises(CheckpointError, match=f'{UNTOLD[case]}.*--config FILE.json'):
+    with pytest.raises(CheckpointError, match=f'{UNKNOWN[case]}.*--config FILE.json'):
         convert_qna_vit(checkpoint)
 
 
@@ -164,8 +163,8 @@ def test_another_configuration_than_the_files_is_refused():
         (dict(qna_down_skip='maxpool'), "qna_down_skip='maxpool'"),
         (dict(qna_implementation='slow'), "qna_implementation='slow'"),
         (dict(stem_type=['patch']), r"stem_type=\['patch'\]"),
-        (dict(qna_heads=2), 'qna_heads=2, which is no list'),
-        (dict(qna_num_queries='2'), "qna_num_queries='2', which is no int"),
+        (dict(qna_heads=2), 'qna_heads=2, which is not of type list'),
+        (dict(qna_num_queries='2'), "qna_num_queries='2', which is not of type int"),
     ):
         with pytest.raises(CheckpointError, match=message):
             convert_qna_vit(checkpoint, config=config | change)
@@ -180,38 +179,29 @@ def test_configuration_files(tmp_path):
     path = tmp_path / 'official.json'
     path.write_text(json.dumps(RECORDED['config']))
     assert read_official_config(path) == RECORDED['config']
-    for text, message in (('{', 'no JSON file'), ('[1]', 'no JSON object')):
+    for text, message in (('{', 'not a JSON file'), ('[1]', 'not a JSON object')):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=f'official.json: {message}'):
             read_official_config(path)
 
 
-def test_tool_takes_a_configuration_and_prints_the_options(tmp_path, monkeypatch, capsys):
+def test_tool_takes_a_configuration_and_prints_the_options(tmp_path, monkeypatch, run_tool):
     src, dst, config = (tmp_path / name for name in ('checkpoint_0', 'out.pth', 'official.json'))
     src.touch()
     checkpoint, settings = checkpoint_of('scale_avg')
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(tool, 'read_flax_msgpack', lambda path: checkpoint)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, 'argv', [TOOL.name, str(src), str(dst), *map(str, arguments)])
-        try:
-            tool.main()
-        except SystemExit as error:
-            assert error.code == 2
-        return capsys.readouterr()
-
-    printed = run()
-    assert '--config FILE.json' in printed.err and not dst.exists()
-    config.write_text('{"base_dim": 8}')
-    assert 'lacks qna_layers' in run('--config', config).err and not dst.exists()
-    assert 'nothing.json' in run('--config', tmp_path / 'nothing.json').err
+    monkeypatch.setattr('mmvitattn.converters.read_flax_msgpack', lambda path: checkpoint)
+    for arguments, message in (
+        ((), '--config FILE.json'),
+        (('--config', config), 'lacks qna_layers'),
+        (('--config', tmp_path / 'nothing.json'), 'nothing.json'),
+    ):
+        config.write_text('{"base_dim": 8}')
+        done = run_tool('qna_flax_to_mm', src, dst, *arguments, status=2)
+        assert message in done.stderr and not dst.exists()
     config.write_text(json.dumps(settings))
-    printed = run('--config', config)
-    assert "'attention_scale': 'avg'" in printed.out
-    assert "neck = {'type': 'GlobalAveragePooling'}" in printed.out
+    output = run_tool('qna_flax_to_mm', src, dst, '--config', config).stdout
+    assert "'attention_scale': 'avg'" in output
+    assert "neck = {'type': 'GlobalAveragePooling'}" in output
     meta = torch.load(dst, weights_only=True)['meta']
     assert meta['backbone']['attention_scale'] == 'avg'
 
@@ -243,7 +233,7 @@ def test_training_options_come_from_the_configuration():
 
 @pytest.mark.parametrize('case', ['absolute_pos', 'scale_ones', 'scale_normal_elementwise'])
 def test_other_windows(case):
-    """Tables over offsets are resized, whatever their form; what has no offsets stays."""
+    """Tables over offsets of any form are resized; others are not changed."""
     checkpoint, _ = checkpoint_of(case)
     before, _ = convert_qna_vit(checkpoint)
     state_dict, description = convert_qna_vit(checkpoint, kernel_sizes=7)
@@ -268,7 +258,7 @@ def test_other_windows(case):
 
 
 def test_maps_of_queries_are_no_tables():
-    with pytest.raises(CheckpointError, match='contextual_pos.*kernel_sizes'):
+    with pytest.raises(CheckpointError, match='kernel_sizes.*contextual_pos'):
         convert_qna_vit(checkpoint_of('contextual_pos')[0], kernel_sizes=5)
 
 

@@ -1,7 +1,7 @@
 """The official release's models, read from its own file format and converted.
 
-``checkpoint_mini.pth`` is the release's file. The two other recorded models have its numbers, as
-far as they go, and the rest in ``parameters.npz``; their inputs begin alike, too.
+``checkpoint_mini.pth`` is the release's file. The parameters of the two other recorded models start
+with its values; the rest is in ``parameters.npz``. Their inputs start with the same values, too.
 """
 
 import json
@@ -10,12 +10,12 @@ import pickle
 import tarfile
 from argparse import Namespace
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.runner.checkpoint import load_checkpoint
 
 from mmvitattn.checkpoint import read_torch_pickle
@@ -24,6 +24,8 @@ from mmvitattn.converters.sag import detect_arch
 from mmvitattn.errors import CheckpointError
 from mmvitattn.models import SAGViT
 from mmvitattn.ops import force
+
+from .conftest import assert_fills_a_backbone, build_classifier, relative_difference
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / 'tests' / 'data' / 'sag'
@@ -53,21 +55,6 @@ def files(tmp_path_factory):
     return paths
 
 
-def build_classifier(meta):
-    from mmpretrain.models import build_classifier as build
-
-    model = Config.fromfile(ROOT / 'configs' / '_base_' / 'models' / 'classifier.py').model
-    model.backbone = dict(type='mmvitattn.SAGViT', arch=meta['arch'], out_indices=-1)
-    model.head.update(in_channels=meta['arch']['channels'][-1], num_classes=meta['num_classes'])
-    return build(model).eval()
-
-
-def relative_difference(actual, expected):
-    expected = torch.from_numpy(expected)
-    assert actual.shape == expected.shape
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize('setting', ['', 'reference'])
 @pytest.mark.parametrize('name', list(RECORDED))
@@ -77,7 +64,8 @@ def test_equals_the_official_release(name, setting, files, run_tool, tmp_path):
     output = run_tool(TOOL, files[name], dst, '--num-heads', *heads).stdout
     assert 'dropped: args, epoch' in output
     meta = torch.load(dst, weights_only=True)['meta']
-    classifier = build_classifier(meta)
+    arch = meta['arch']
+    classifier = build_classifier('SAGViT', arch, arch['channels'][-1], meta['num_classes'])
     load_checkpoint(classifier, str(dst), strict=True)
     seen = {}
     backbone = classifier.backbone
@@ -98,13 +86,13 @@ def test_equals_the_official_release(name, setting, files, run_tool, tmp_path):
 
 @pytest.mark.parametrize('name', list(RECORDED))
 def test_number_of_heads_is_not_needed(name, files, run_tool, tmp_path):
-    """No parameter depends on it; where nothing tells it, the description leaves it open."""
+    """No parameter depends on it; if it is unknown, the description omits it."""
     dst = tmp_path / 'mini.pth'
     output = run_tool(TOOL, files[name], dst).stdout
     converted = torch.load(dst, weights_only=True)
-    told = name == 'cifar'  # by the shared keys' width
-    assert ('num_heads' in converted['meta']['arch']) == told
-    assert ('add num_heads to arch' in output) != told
+    known = name == 'cifar'  # from the shape of the shared keys
+    assert ('num_heads' in converted['meta']['arch']) == known
+    assert ('add num_heads to arch' in output) != known
     heads = RECORDED[name][0]
     expected, description = convert_sag(
         read_torch_pickle(files[name]), num_heads=heads if len(heads) > 1 else heads[0]
@@ -116,17 +104,8 @@ def test_number_of_heads_is_not_needed(name, files, run_tool, tmp_path):
 
 
 def test_fills_a_backbone_with_prefix(tmp_path):
-    state_dict, description = convert_sag(read_torch_pickle(MINI), num_heads=(2, 4, 4))
-    torch.save(dict(state_dict=state_dict), tmp_path / 'mini.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'mini.pth'), prefix='backbone.')
-    backbone = SAGViT(description['arch'], init_cfg=init_cfg)
-    backbone.init_weights()
-    loaded = {name for name in backbone.state_dict() if f'backbone.{name}' in state_dict}
-    assert set(backbone.state_dict()) - loaded == {
-        f'norms.{i}.{kind}' for i in range(2) for kind in ('weight', 'bias')
-    }
-    for name in loaded:
-        assert torch.equal(backbone.state_dict()[name], state_dict[f'backbone.{name}'])
+    converted = convert_sag(read_torch_pickle(MINI), num_heads=(2, 4, 4))
+    assert_fills_a_backbone(SAGViT, converted, tmp_path / 'mini.pth')
 
 
 def official_form(arch, num_classes=1000):
@@ -197,7 +176,7 @@ NORM = 'layers.1.0.norm2.weight'
         (lambda model: model.pop(NORM), r'1 parameters are missing \(layers.1.0.norm2.weight\)'),
         (lambda model: model.update(gamma=model[NORM]), r'1 are left over \(gamma\)'),
         (lambda model: model.update({NORM: model[NORM][:3]}), r'norm2.weight \(3,\) for'),
-        (lambda model: model.update({NORM: 'text'}), 'norm2.weight is no tensor'),
+        (lambda model: model.update({NORM: 'text'}), 'norm2.weight is not a tensor'),
         (lambda model: model.pop('mlp_head.bias'), 'mlp_head.bias'),
         (lambda model: model.pop('layers.0.0.layers.0.0.Wkv_even.weight'), 'Wkv_even'),
         (
@@ -294,7 +273,7 @@ def opcodes(body):
     ['argparse\nNamespace', 'torch._utils\n_rebuild_tensor_v2', 'collections\nOrderedDict'],
 )
 def test_listed_classes_and_functions_cannot_be_altered(target, tmp_path):
-    """BUILD with a pair sets attributes of whatever stands on the stack."""
+    """BUILD with a pair sets attributes of the object on the stack."""
     path = tmp_path / 'checkpoint.pth'
     state = b'N}X\x05\x00\x00\x00wrongK\x01s\x86'  # (None, {'wrong': 1})
     path.write_bytes(opcodes(b'c' + target.encode() + b'\n' + state + b'b'))
@@ -337,15 +316,11 @@ def test_bad_files_give_one_clear_error(kind, tmp_path):
     )
 
 
-def test_tool_leaves_dst_untouched_on_errors(run_tool, tmp_path):
+def test_tool_leaves_dst_untouched_on_errors(run_tool, assert_refuses, tmp_path):
     dst, broken, hostile = (tmp_path / name for name in ('out.pth', 'broken', 'hostile'))
     broken.write_bytes(MINI.read_bytes()[:-1])
     torch.save({'model': {}, 'args': REFUSED['print']}, hostile)
-
-    def assert_refused(*arguments, message):
-        errors = run_tool(TOOL, *arguments, status=2).stderr
-        assert errors.startswith('error: ') and errors.count('\n') == 1 and message in errors
-
+    assert_refused = partial(assert_refuses, TOOL)
     assert_refused(broken, dst, message='truncated')
     assert_refused(hostile, dst, message='print, which is refused')
     assert_refused(tmp_path / 'nothing', dst, message='nothing')

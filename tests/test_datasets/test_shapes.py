@@ -190,7 +190,7 @@ def test_refuses_other_arguments_and_lost_files(tmp_path):
     with pytest.raises(FileExistsError, match='other arguments'):
         write_shapes(root, 1, 1, 64, seed=1)
     (root / 'coco/train2017/000000000001.jpg').unlink()
-    with pytest.raises(FileExistsError, match='files are gone'):
+    with pytest.raises(FileExistsError, match='some files are missing'):
         write_shapes(root, 1, 1, 64)
 
 

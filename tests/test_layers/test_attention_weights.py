@@ -1,4 +1,4 @@
-"""The weights that the layers tell, applied to the values, give the layers' outputs."""
+"""The layers' attention weights, applied to the values, give the layers' outputs."""
 
 import pytest
 import torch

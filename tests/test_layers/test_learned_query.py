@@ -81,7 +81,7 @@ def test_lecun_normal_counts_the_fan_in():
     'attention_scale', ['normal', 'normal_elementwise', 'ones', 'posneg', 'avg', None]
 )
 def test_bias_and_scale_types(attention_scale, position_bias):
-    """Each type against the recorded layer's with the table that it stands for."""
+    """Each type against the recorded layer with the equivalent table."""
     full, x, _ = recorded_layer(0)
     layer = QnALayer(16, num_heads=4, position_bias=position_bias, attention_scale=attention_scale)
     shared = {

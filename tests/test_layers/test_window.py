@@ -49,7 +49,7 @@ def test_each_window_attends_to_its_real_tokens_alone(height, width, bias):
 
 def test_relative_index_is_query_minus_key():
     index = relative_position_index(2)
-    # positions (0,0) (0,1) (1,0) (1,1); the offset (0, 0) stands in the middle of 3 x 3
+    # positions (0,0) (0,1) (1,0) (1,1); the offset (0, 0) is in the middle of 3 x 3
     assert index.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
 

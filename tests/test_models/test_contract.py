@@ -61,7 +61,7 @@ def test_pyramid_of_the_whole_arch(name):
 
 
 def test_outputs_are_finite_and_normalised(case):
-    """A LayerNorm of its own at every output starts as the plain normalisation."""
+    """Every output has its own LayerNorm, with start values 1 and 0."""
     side = case.backbone.min_size
     for size in ((side, side), (side + 1, 2 * side + 3)):
         for output in case.backbone(torch.randn(2, 3, *size)):
@@ -77,7 +77,7 @@ def test_out_indices(case):
         model = case.train_copy(out_indices=out_indices).eval()
         assert model.out_indices == resolved
         assert model.feature_info.module_name() == [f'norms.{i}' for i in resolved]
-        assert len(model.stages) == max(resolved) + 1  # stages behind the last are not built
+        assert len(model.stages) == max(resolved) + 1  # stages after the last output are not built
         assert_close(model(image), [everything[i] for i in resolved])
     assert case.family(case.arch, out_indices=list(range(n))).out_indices == tuple(range(n))
 
@@ -92,7 +92,7 @@ def test_bad_options_are_named(name):
         (dict(arch='b9'), f"{cls.__name__}: unknown arch 'b9'; choose one of {arch}, "),
         (dict(arch={k: v for k, v in settings.items() if k != key}), rf"lacks \['{key}'\]"),
         (dict(arch=dict(settings, width=3)), r"unknown keys \['width'\]"),
-        (dict(arch=dict(settings, **{key: settings[key][1:]})), 'one entry a stage'),
+        (dict(arch=dict(settings, **{key: settings[key][1:]})), 'one entry per stage'),
         (dict(out_indices=(n,)), rf'out_indices=\({n},\).*there are {n} stages'),
         (dict(out_indices=(0, -n)), 'must be distinct'),
         (dict(out_indices=()), 'out_indices'),
@@ -122,7 +122,7 @@ def test_bad_images_are_named(name):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_options_of_all_backbones(name):
     shared = {'arch', 'drop_path_rate', *inspect.signature(PyramidBackbone).parameters}
-    shared -= {'channels', 'strides', 'min_size'}  # which the arch tells
+    shared -= {'channels', 'strides', 'min_size'}  # determined by the arch
     assert shared <= set(inspect.signature(FAMILIES[name]).parameters)
 
 

@@ -52,7 +52,7 @@ def count(module):
 
 
 def randomised(module):
-    """In float64, with values that no part can hide behind."""
+    """In float64, with random values for all parameters."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if name.endswith('running_var'):
             nn.init.uniform_(tensor, 0.5, 2)
@@ -84,7 +84,7 @@ def test_rows_have_the_counted_parameters(root):
 
 
 def test_convolutional_stages_keep_the_number_of_weights():
-    """Matrices alone: two of squeeze-and-excitation in place of the attention's four."""
+    """Number of weights: two matrices of squeeze-and-excitation replace the attention's four."""
     for ratio in (2, 4, 8):
         arch = dict(channels=(16,), depths=(1,), num_heads=(1,), ffn_ratios=(ratio,))
         hybrid, convolutional = (LinGlo(arch, layout=letter) for letter in 'HC')
@@ -170,7 +170,7 @@ def test_convolutional_block_follows_the_equations(form, training):
 
 
 def test_convolutional_block_copies_no_map():
-    """The gate keeps the memory format, so that the linear map behind it reads what it made."""
+    """The gate keeps the memory format, so that the next linear layer needs no copy."""
     block, seen = LinGloConvBlock(8, 4).eval(), []
     block.ffn.fc2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     for x in (torch.randn(2, 5, 7, 8), torch.randn(1, 5, 1, 8)):
@@ -324,7 +324,7 @@ def test_options_combine():
         (dict(attention='linear'), "attention='linear' must be one of 'key_only', 'dot_product'"),
         (dict(position='sine'), "position='sine' must be one of 'rp_cpe',.*'absolute', None"),
         (dict(position=['cpe']), r"position=\['cpe'\] must be one of"),
-        (dict(position=dict(branches=3)), "'branches': 3.*num_branches, skip, kernel_size alone"),
+        (dict(position=dict(branches=3)), "'branches': 3.*only num_branches, skip, kernel_size"),
         (dict(position=dict(num_branches=0)), 'num_branches=0'),
         (dict(layout='H'), "layout='H' must have one letter for each of 2 stages: H .*, C "),
         (dict(layout='HX'), "layout='HX' must have one letter .*H .hybrid., C .convolutional."),

@@ -1,5 +1,5 @@
-"""Options of QnA-ViT beside the published ones. Numbers are held to the official release's in
-tests/test_converters/test_qna_options.py."""
+"""Options of QnA-ViT that the published models do not use. Their outputs are compared with the
+official release's in tests/test_converters/test_qna_options.py."""
 
 import numpy as np
 import pytest

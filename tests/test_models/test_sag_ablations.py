@@ -216,7 +216,7 @@ def test_one_translation_is_the_image_itself():
 @torch.no_grad()
 @pytest.mark.parametrize(('local', 'reach'), [('window', 14), ('convolution', 32), (None, 32)])
 def test_how_far_a_pixel_reaches(local, reach):
-    """Through the first block alone: its window of 7 x 7 positions of 2 x 2 pixels, or all."""
+    """Of the first block: its window of 7 x 7 positions of 2 x 2 pixels, or all."""
     model = mini(dict(MINI, depths=(1, 1), image_size=32), local=local, out_indices=0).eval()
     image = torch.randn(1, 3, 32, 32)
     changed = image.clone()
@@ -298,7 +298,7 @@ def test_exports_for_every_size(options, tmp_path):
         (dict(num_shifts=-1), 'num_shifts=-1'),
         (dict(num_shifts=1.5), 'num_shifts=1.5'),
         (dict(local=None, num_shifts=1), 'num_shifts=1, but there are no shifts with local=None'),
-        (dict(local='window', num_shifts=3), "local='window'; leave num_shifts out"),
+        (dict(local='window', num_shifts=3), "local='window'; omit num_shifts"),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -1,4 +1,4 @@
-"""Pictures of attention: what is drawn is what the layers compute, at its place."""
+"""Figures of attention show what the layers compute, at the right place."""
 
 import cv2
 import numpy as np
@@ -10,10 +10,10 @@ from mmengine.structures import BaseDataElement
 from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo, QnAViT, SAGViT
 from mmvitattn.visualization import Scene, capture_attention, draw_attention
+from mmvitattn.visualization.capture import Grid, grid_of
 from mmvitattn.visualization.positions import default_positions, read_positions, to_network
-from mmvitattn.visualization.scene import Grid, grid_of
 from mmvitattn.visualization.shifts import shift_colours
-from mmvitattn.visualization.windows import Windows
+from mmvitattn.visualization.windows import windows_at
 
 from .conftest import TINY
 
@@ -28,8 +28,8 @@ def tiny(family):
 
 @pytest.mark.parametrize('size', [(64, 64), (66, 77)])
 @pytest.mark.parametrize('family', FAMILIES)
-def test_grids_lie_where_the_positions_look(family, size):
-    """The stem's patches, by gradients: the middle of what a position sees is its centre."""
+def test_grids_match_the_receptive_fields(family, size):
+    """A position's centre is the middle of the stem's receptive field, found by gradients."""
     model = tiny(family)
     image = torch.rand(1, *size, 3, requires_grad=True)
     y = model.stem(image)
@@ -65,7 +65,7 @@ def test_extent_and_nearest_position():
         ('SAGViT', ['stage1_block1']),
     ],
 )
-def test_layers_are_caught_with_their_inputs(family, places):
+def test_inputs_of_layers_are_captured(family, places):
     model, image = tiny(family), torch.rand(1, 3, 64, 96)
     captured = capture_attention(model, image)
     assert [layer.file_name for layer in captured] == places
@@ -108,20 +108,17 @@ def test_saliency_is_drawn_head_by_head_at_its_place():
 def test_window_weights_are_those_of_the_chosen_positions():
     model, image = tiny('QnAViT'), torch.rand(1, 3, 64, 96)
     layers = capture_attention(model, image)
-
-    def grids(stage):
-        return grid_of(model, stage, (64, 96))
-
-    layer = layers[0]
-    windows = Windows(layer, [(50.0, 23.0), (1.0, 1.0)], grids)
-    assert windows.centres == [(50, 22), (2, 2)] and windows.reach == 6
-    weights = layer.weights()[0]
+    windows = windows_at(layers[0], [(50.0, 23.0), (1.0, 1.0)])
+    assert [window.centre for window in windows] == [(50, 22), (2, 2)]
+    assert all((window.reach, window.step) == (6, 4) for window in windows)
+    weights = layers[0].weights()[0]
     expected = torch.stack([weights[5, 12], weights[0, 0]])
     expected = (expected / expected.abs().amax((0, 1))).permute(0, 2, 1).unflatten(2, (3, 3))
-    torch.testing.assert_close(torch.from_numpy(windows.weights), expected)
-    assert (windows.weights[1, :, 0] == 0).all()  # above the picture
-    down = Windows(layers[1], [(50.0, 23.0)], grids)  # read from stage 1, placed by stage 2
-    assert down.centres == [(50, 26)] and down.reach == 6
+    for window, weights in zip(windows, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(window.weights), weights)
+    assert (windows[1].weights[:, 0] == 0).all()  # above the picture
+    (down,) = windows_at(layers[1], [(50.0, 23.0)])  # read from stage 1, placed by stage 2
+    assert (down.centre, down.reach, down.step) == ((50, 26), 6, 4)
 
 
 def test_figures_of_learned_queries():
@@ -188,7 +185,7 @@ def test_positions_follow_the_pipeline():
     sample = BaseDataElement(metainfo=dict(ori_shape=(200, 400), scale_factor=(0.5, 0.5)))
     assert to_network((99.5, 19.5), sample, (100, 200)) == (50, 10)
     assert to_network((199.5, 19.5), sample, (100, 80)) == (40, 10)  # 60 cropped on each side
-    with pytest.raises(UsageError, match='99,20: the test pipeline crops this place away'):
+    with pytest.raises(UsageError, match='99,20: the test pipeline crops this position away'):
         to_network((99, 20), sample, (100, 80))
 
 

@@ -1,4 +1,4 @@
-# COCO 2017 boxes with DETR's augmentation: several scales, half of the time of a random crop.
+# COCO 2017 boxes with DETR's augmentation: several scales, with probability 1/2 of a random crop.
 _base_ = ['./coco_detection.py']
 resize = dict(
     type='RandomChoiceResize',

@@ -1,4 +1,4 @@
-# The embedded data set's class folders: one dominant shape a picture.
+# The embedded data set's class folders: one dominant shape per picture.
 _base_ = ['./imagenet_224_deit.py']
 data_layout = 'shapes'  # of tools/prepare_data.py
 dataset_type = 'CustomDataset'

@@ -1,5 +1,5 @@
 # Mask R-CNN with FPN as in mmdet, on strides 4 to 64; a config adds the backbone and
-# neck.in_channels. No test-time augmentation: mmdet merges boxes there, not masks.
+# neck.in_channels. No test-time augmentation: mmdet can merge boxes, but not masks.
 roi_layer = dict(type='RoIAlign', sampling_ratio=0)
 strides = [4, 8, 16, 32]
 model = dict(

@@ -1,6 +1,6 @@
 # RetinaNet with FPN as in mmdet and PVT, on strides 8 to 128; a config adds the backbone and
-# neck.in_channels. The stride-4 output is left out: its norm would be a parameter that no loss
-# reaches, which distributed training refuses.
+# neck.in_channels. The stride-4 output is omitted: its norm would be a parameter without gradient,
+# for which distributed training raises an error.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -37,7 +37,7 @@ model = dict(
             type='Xavier',
             layer='Conv2d',
             distribution='uniform',
-            # the usual start of focal loss: a score of 0.01 everywhere
+            # usual start value with focal loss: a score of 0.01 everywhere
             override=dict(type='Normal', name='retina_cls', std=0.01, bias_prob=0.01),
         ),
     ),
