@@ -37,7 +37,9 @@ def written_out(layer, x):
                         y, z = i + offset // k - k // 2, j + offset % k - k // 2
                         if 0 <= y < height and 0 <= z < width:
                             entry = (offset, q, cell * heads + head)
-                            scores.append(keys[:, y, z, part] @ query + weights['position_bias'][entry])
+                            scores.append(
+                                keys[:, y, z, part] @ query + weights['position_bias'][entry]
+                            )
                             scaled.append(values[:, y, z, part] * weights['attention_scale'][entry])
                     attention = torch.stack(scores).softmax(0)[..., None]
                     output[:, row, column, part] += (attention * torch.stack(scaled)).sum(0)
