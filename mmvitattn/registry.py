@@ -5,8 +5,6 @@ With these, ``type='mmvitattn.LinGlo'`` works in any mmdet, mmseg or mmpretrain 
 in these modules and reports "not in the registry", so they import no optional packages.
 """
 
-from collections.abc import Callable
-
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -39,15 +37,22 @@ STRATEGIES = Registry(
 )
 
 
-def register_backbone(cls: type) -> type:
-    """Class decorator that registers a backbone as ``mmvitattn.Name`` and as ``Name``.
+def register_model(cls: type, name: str | None = None) -> type:
+    """Makes a class selectable as ``mmvitattn.Name`` and as plain ``Name``; a class decorator.
 
-    In the scope of another toolbox, the name without a scope is found only in MMEngine's root
-    registry, so the class is registered in both. If the root registry already has another class of
-    this name, it is not replaced: the name with scope always works.
+    The unscoped name resolves from another toolbox's scope only through MMEngine's root registry,
+    so the class is registered in both. If the root registry already holds that name for another
+    class, it is left as it is: the scoped name always works.
+
+    Args:
+        cls: the class.
+        name: its name in configs, default the class's own.
+
+    Returns:
+        The class.
     """
-    MODELS.register_module()(cls)
-    register: Callable = MMENGINE_MODELS.register_module
-    if MMENGINE_MODELS.module_dict.get(cls.__name__) is None:
-        register()(cls)
+    name = name or cls.__name__
+    MODELS.register_module(name, module=cls)
+    if MMENGINE_MODELS.module_dict.get(name) is None:
+        MMENGINE_MODELS.register_module(name, module=cls)
     return cls

@@ -8,7 +8,7 @@ from torchvision.ops import StochasticDepth
 from mmvitattn.layers import FFN, ConvEmbed
 from mmvitattn.models.base import PyramidBackbone
 from mmvitattn.models.options import linear_ramp
-from mmvitattn.registry import register_backbone
+from mmvitattn.registry import register_model
 
 
 class PoolNetBlock(nn.Module):
@@ -34,7 +34,7 @@ class PoolNetBlock(nn.Module):
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
-@register_backbone
+@register_model
 class PoolNet(PyramidBackbone):
     """PoolNet backbone.
 

@@ -8,6 +8,7 @@ from .learned_query import QnALayer
 from .position import RPCPE
 from .position_table import PositionTable
 from .shifted import LocalShiftAttention, ShiftedPatchEmbed
+from .upsample import QnAUpsample
 from .window import WindowAttention
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'LocalShiftAttention',
     'PositionTable',
     'QnALayer',
+    'QnAUpsample',
     'ShiftedPatchEmbed',
     'WindowAttention',
 ]

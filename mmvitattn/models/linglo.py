@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from ..layers import PositionTable
-from ..registry import register_backbone
+from ..registry import register_model
 from .base import PyramidBackbone
 from .linglo_blocks import (
     ATTENTIONS,
@@ -26,7 +26,7 @@ from .linglo_blocks import (
 from .options import choose, linear_ramp
 
 
-@register_backbone
+@register_model
 class LinGlo(PyramidBackbone):
     """LinGlo backbone.
 

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from ..layers import FFN, QnALayer, WindowAttention
 from ..layers.init import lecun_normal_
 from ..ops.dispatch import is_exporting
-from ..registry import register_backbone
+from ..registry import register_model
 from .base import PyramidBackbone
 from .options import choose, linear_ramp, per_stage
 from .qna_vit_variants import AvgPoolSkip, ResNetStem
@@ -126,7 +126,7 @@ STEMS = {'patch': PatchStem, 'resnet': ResNetStem}
 DOWNSAMPLE_SKIPS = {'conv': ConvSkip, 'avgpool': AvgPoolSkip}
 
 
-@register_backbone
+@register_model
 class QnAViT(PyramidBackbone):
     """QnA-ViT backbone.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import GlobalAttention, PositionTable
 from ..layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
-from ..registry import register_backbone
+from ..registry import register_model
 from .base import PyramidBackbone
 from .options import choose, per_stage
 from .sag_blocks import (
@@ -28,7 +28,7 @@ IMAGENET = dict(shifts=IMAGENET_SHIFTS, border='extend', image_size=224)
 CIFAR = dict(kernel_size=3, stride=1, padding=1, shifts=CIFAR_SHIFTS, border='roll', image_size=32)
 
 
-@register_backbone
+@register_model
 class SAGViT(PyramidBackbone):
     """SAG backbone.
 
