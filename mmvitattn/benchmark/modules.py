@@ -127,10 +127,10 @@ class UnfoldLearnedQuery(QnALayer):
         """Runs the layer."""
         query = self.query.unflatten(-1, (self.num_heads, -1))
         scores = learned_query_scores(x, query, self.key.weight, self.normalize_queries)
-        assert self.position_bias is not None
-        tables = (self.position_bias, self.attention_scale)
+        bias, scale = self.position_bias, self.attention_scale
+        assert bias is not None and scale is not None
         value = self.value(x).unflatten(-1, query.shape[1:])
-        y = unfold_learned_query(scores, value, *tables, self.kernel_size, self.channels_last)
+        y = unfold_learned_query(scores, value, bias, scale, self.kernel_size, self.channels_last)
         return self.out(y.flatten(-2))
 
 

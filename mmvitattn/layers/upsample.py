@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import learned_query_attention, learned_query_scores
-from ..ops.projection import project_in
+from ..ops.learned_query.convolution import project_in
 from .init import lecun_normal_
 
 START_WIDTH = 0.5  # standard deviation of the start windows, in positions of the input
@@ -104,6 +104,10 @@ class QnAUpsample(nn.Module):
         y = learned_query_attention(scores, values, *tables, self.kernel_size)
         y = y.flatten(3).unflatten(3, (scale, scale, -1)).transpose(2, 3)
         return F.linear(y.flatten(3, 4).flatten(1, 2), self.out.weight)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay, as those of QnA-ViT."""
+        return {'query', 'position_bias', 'attention_scale'}
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

@@ -100,6 +100,7 @@ class QnAFPN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # as mmdet's FPN
                 nn.init.xavier_uniform_(module.weight)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,10 +1,12 @@
 """Layer-wise learning-rate decay, one constructor for detectors, segmenters and classifiers."""
 
+from typing import Any
+
 from mmengine.logging import MMLogger
 from torch import nn
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
-from ..training.weight_decay import WeightDecayOptimWrapperConstructor
+from .weight_decay import WeightDecayOptimWrapperConstructor
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -50,7 +52,7 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
             options.setdefault('flat_decay_mult', 0.0)
         super().__init__(optim_wrapper_cfg, options)
         # MMEngine ignores an empty paramwise_cfg, and with it the layers
-        self.paramwise_cfg = {'decay_rate': rate, **self.paramwise_cfg}
+        self.paramwise_cfg: dict = {'decay_rate': rate, **self.paramwise_cfg}
 
     def add_params(
         self,
@@ -100,7 +102,7 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
         group['group_name'] = f'layer_{depth}_{decays}'
 
 
-def find_backbone(model: nn.Module) -> tuple[nn.Module, str]:
+def find_backbone(model: nn.Module) -> tuple[Any, str]:
     """The part of a model that knows the depths of its parameters.
 
     Args:
@@ -112,9 +114,9 @@ def find_backbone(model: nn.Module) -> tuple[nn.Module, str]:
     Raises:
         TypeError: if there is none with ``get_layer_depth``.
     """
-    backbone, prefix = model, ''
-    if isinstance(getattr(model, 'backbone', None), nn.Module):
-        backbone, prefix = model.backbone, 'backbone.'
+    backbone, prefix = getattr(model, 'backbone', None), 'backbone.'
+    if not isinstance(backbone, nn.Module):
+        backbone, prefix = model, ''
     if not hasattr(backbone, 'get_layer_depth'):
         what = f'its backbone, {type(backbone).__name__},' if prefix else 'it'
         raise TypeError(

@@ -75,8 +75,9 @@ def parameters_without_decay(model: nn.Module) -> Iterator[Tensor]:
         model: any model.
     """
     for part in model.modules():
-        if hasattr(part, 'no_weight_decay'):
-            names = part.no_weight_decay()
+        no_weight_decay = getattr(part, 'no_weight_decay', None)
+        if callable(no_weight_decay):
+            names = no_weight_decay()
             yield from (p for name, p in part.named_parameters() if name in names)
 
 
