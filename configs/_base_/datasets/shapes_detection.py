@@ -4,7 +4,6 @@ data_layout = 'shapes'  # of tools/prepare_data.py
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=('circle', 'cross', 'rectangle', 'ring', 'star', 'triangle'))
 image_scale = (128, 128)
-flip_meta_keys = (*_base_.meta_keys, 'flip', 'flip_direction')
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -26,9 +25,7 @@ tta_pipeline = [
         type='TestTimeAug',
         transforms=[
             [dict(type='Resize', scale=image_scale, keep_ratio=True)],
-            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='LoadAnnotations', with_bbox=True)],
-            [dict(type='PackDetInputs', meta_keys=flip_meta_keys)],
+            *_base_.tta_pipeline[1].transforms[1:],
         ],
     ),
 ]
