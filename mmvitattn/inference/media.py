@@ -97,9 +97,6 @@ def name_outputs(files: Sequence[Path], endings: Sequence[str]) -> dict[Path, Pa
 def read_image(path: Path) -> np.ndarray:
     """Reads an image. A truncated one is an error; OpenCV would fill the rest with grey.
 
-    Args:
-        path: the file.
-
     Returns:
         BGR, (H, W, 3), uint8, rotated as its EXIF data says.
 
@@ -121,9 +118,6 @@ def read_image(path: Path) -> np.ndarray:
 
 class VideoReader:
     """Frames of a video, one at a time.
-
-    Args:
-        path: the file.
 
     Raises:
         UnreadableError: if it cannot be opened.
