@@ -69,11 +69,7 @@ class WeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def parameters_without_decay(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters that parts of a model name in ``no_weight_decay()``.
-
-    Args:
-        model: any model.
-    """
+    """The parameters that parts of a model name in ``no_weight_decay()``."""
     for part in model.modules():
         no_weight_decay = getattr(part, 'no_weight_decay', None)
         if callable(no_weight_decay):
