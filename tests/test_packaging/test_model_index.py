@@ -5,6 +5,9 @@ import re
 import pytest
 from mmengine.config import Config
 
+from mmvitattn.official import DATA as OFFICIAL_DATA
+from mmvitattn.official import OFFICIAL
+
 index = pytest.importorskip('modelindex.load_model_index')
 REPRESENTATIVES = {
     'linglo_b0_8xb128_in1k',
@@ -54,7 +57,23 @@ def test_what_mim_reads(models):
                 assert value and all(isinstance(item, str) for item in value)
         for result in model.results:
             assert result.dataset == model.metadata.data['Training Data']
-            assert all(key.endswith(' (paper)') for key in result.metrics)
+            assert all(key.endswith((' (paper)', ' (release)')) for key in result.metrics)
+
+
+def test_official_weights_are_named(models):
+    official = {entry.config: entry for entry in OFFICIAL}
+    assert set(official) <= set(models) and len(official) == len(OFFICIAL)
+    for name, model in models.items():
+        entry, source = official.get(name), model.full_model.data.get('Converted From')
+        if entry is None:
+            assert source is None
+            continue
+        assert source == dict(Weights=entry.release.weights, Code=entry.release.code)
+        (result,) = model.results
+        figures = {' (paper)': entry.paper, ' (release)': entry.readme}
+        expected = {f'Top 1 Accuracy{key}': value for key, value in figures.items() if value}
+        assert result.metrics == expected
+        assert OFFICIAL_DATA[entry.data].upper() == result.dataset.upper()
 
 
 def test_metadata_are_those_of_the_configs(root, models):
