@@ -7,16 +7,18 @@ maps are channels-last, (B, H, W, C): linear layers and LayerNorm then run witho
 convolutions read the same memory as (B, C, H, W) maps in channels_last format.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.load_tables import resize_tables
 from .options import resolve_out_indices
 
 
@@ -196,6 +198,25 @@ class PyramidBackbone(BaseModule):
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         self.train(self.training)  # sets the mode of new modules and freezes them where needed
+
+    def resize_tables(self, state_dict: MutableMapping[str, Tensor], prefix: str = '') -> None:
+        """Resizes the tables of a state dict for other windows or images, in place, and logs it.
+
+        Loading the state dict into the backbone, or into a model that contains it, does so.
+
+        Args:
+            state_dict: the weights.
+            prefix: prefix of the backbone's parameters in the state dict.
+        """
+        resized = resize_tables(self, state_dict, prefix)
+        if resized:
+            print_log(f'position tables resized to the windows of this model: {resized}', 'current')
+
+    def _load_from_state_dict(
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.resize_tables(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.

@@ -75,7 +75,10 @@ def test_missing_pretrained_weights(tool, coco, tmp_path):
     assert 'checkpoints/linglo-b2_in1k.pth are not there' in message
     assert 'python tools/train.py configs/linglo_b2_8xb128_in1k.py' in message
     assert '--from-scratch' in message
+    assert 'official' not in message  # there are none of LinGlo
     assert not (tmp_path / 'run').exists()  # before any work
+    with pytest.raises(UsageError, match='qna_flax_to_mm.py .* checkpoints/qna-vit-tiny_in1k.pth'):
+        tool('train', DETECTOR.replace('linglo_b2', 'qna_vit_tiny'), *options[1:])
     cfg = tool('train', *options, '--from-scratch')
     assert cfg.model.backbone.init_cfg is None
     weights = save(tmp_path / 'weights.pth')
