@@ -149,7 +149,7 @@ def cpe_options(position: str | Mapping | None) -> Mapping | None:
 
 
 def check_layout(layout: str | None, num_stages: int, cpe: Mapping | None) -> str:
-    """One letter of ``LAYOUT`` for each stage; ``None`` stands for hybrid stages.
+    """One letter of ``LAYOUT`` for each stage; ``None`` means hybrid stages.
 
     Raises:
         ValueError: for unknown letters, a wrong number of them, or 'C' without RPCPE.

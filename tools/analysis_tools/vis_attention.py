@@ -56,7 +56,7 @@ def check(args: argparse.Namespace) -> Config:
     """The config, once the other arguments are in order.
 
     Raises:
-        UsageError: for whatever the user has to mend.
+        UsageError: if an argument is wrong.
     """
     cfg = read_config(args.config, args.cfg_options)
     media.check_out_dir(args.out_dir)
