@@ -116,15 +116,10 @@ BOXES = (
 
 
 class DetectorStep(nn.Module):
-    """RetinaNet on prepared images: losses in training, boxes in evaluation.
+    """RetinaNet on images of a ``size``, padded: losses in training, boxes in evaluation.
 
     The neck gives maps of strides 8 to 128 for each backbone; SAG's map of stride 32 is one of the
     neck's additional levels.
-
-    Args:
-        backbone: settings of the backbone.
-        in_channels: channels of the maps that the backbone gives.
-        size: batch and size of the images, before they are padded.
     """
 
     def __init__(self, backbone: dict, in_channels: tuple[int, ...], size: Size) -> None:
@@ -234,12 +229,7 @@ DETECTOR_TEXT = (
 
 
 def backbone_groups(quick: bool, batch: int) -> list[Group]:
-    """What ``benchmark.py backbone`` measures.
-
-    Args:
-        quick: small sizes and few contestants.
-        batch: images at 224 x 224 in the first group; larger ones are measured one by one.
-    """
+    """What ``benchmark.py backbone`` measures; images above 224 x 224 one at a time."""
     if quick:
         few = ('LinGlo-b0', *SAG_TINY_FORMS, *SWINS, *RESNETS)
         return [
@@ -310,12 +300,7 @@ def _figure_4_group(sides: tuple[int, ...]) -> Group:
 
 
 def detector_groups(quick: bool, batch: int) -> list[Group]:
-    """What ``benchmark.py detector`` measures.
-
-    Args:
-        quick: small images and few contestants.
-        batch: images.
-    """
+    """What ``benchmark.py detector`` measures."""
     if quick:
         names = ('RetinaNet, LinGlo-b2', 'RetinaNet, SAG-small', 'RetinaNet, Swin-T')
         return [detector_group((96, 125), batch, names)]
@@ -325,14 +310,7 @@ def detector_groups(quick: bool, batch: int) -> list[Group]:
 def detector_group(
     image: tuple[int, int], batch: int, names: tuple[str, ...], modes: tuple[str, ...] = MODES
 ) -> Group:
-    """Detectors at one image size.
-
-    Args:
-        image: height and width, in pixels.
-        batch: images.
-        names: contestants.
-        modes: of 'forward' and 'forward+backward'.
-    """
+    """Detectors on images of a size (H, W)."""
     padded = (batch, 3, *(n + -n % STRIDE for n in image))
     cases = [Case(Size(batch, *image), names, modes, shapes=(padded,))]
     title = f'RetinaNet, {image[0]} x {image[1]}, batch {batch}'

@@ -81,11 +81,7 @@ class LinGloConvBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        ffn_ratio: float,
-        drop_path: float = 0.0,
-        cpe: Mapping = RP_CPE,
+        self, channels: int, ffn_ratio: float, drop_path: float = 0.0, cpe: Mapping = RP_CPE
     ) -> None:
         super().__init__()
         hidden = int(channels * ffn_ratio)

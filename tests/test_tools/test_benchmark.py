@@ -76,7 +76,7 @@ def test_half_precision():
     assert any(m.difference for m in found)  # it did run in bfloat16
 
 
-@pytest.mark.parametrize('arch, side', [('small', 32), ('tiny', 40), ('CIFAR', 12)])
+@pytest.mark.parametrize('arch, side', [('small', 32), ('tiny', 40), ('cifar_tiny', 12)])
 def test_sag_one_by_one(arch, side):
     group = layers.sag_group({arch: side}, batch=2)
     ours, theirs = (output_and_grad(group, n, 'forward')[0] for n in group.cases[0].names)

@@ -21,11 +21,7 @@ from mmvitattn.checkpoint import load_checkpoint
 from mmvitattn.cli import add_model_options
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference import media
-from mmvitattn.inference.build import (
-    build_predictor,
-    check_device,
-    read_config,
-)
+from mmvitattn.inference.build import build_predictor, check_device, read_config
 from mmvitattn.visualization import Scene, draw_attention, has_attention
 from mmvitattn.visualization.positions import read_positions, to_network
 
