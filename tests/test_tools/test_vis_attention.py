@@ -268,6 +268,7 @@ def test_errors(run_tool, root, tiny_config, write_picture, tmp_path):
         (picture, resnet): 'its backbone is not LinGlo, QnA-ViT or SAG',
         (picture, config, 'gone.pth'): 'there is no checkpoint gone.pth',
         (picture, config, '--positions', '90,3'): 'outside the picture of 80 x 64',
+        (picture, config, '--cfg-options', 'model.backbone.local=no'): "local='no' must be one of",
     }.items():
         done = run_tool(TOOL, *arguments, '--out-dir', tmp_path / 'out', status=2)
         assert message in done.stderr
