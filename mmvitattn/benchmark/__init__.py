@@ -12,8 +12,8 @@ installation, but not of the wheel. In reading order:
 - ``report``: Markdown, JSON and pictures.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -97,6 +97,7 @@ class Group:
     images: bool = False  # inputs (B, 3, H, W) without gradient; layers' maps (B, H, W, C), with
     autocast: bool = False  # types other than float32 by autocast, as in training
     least_rounds: int = 5  # that are run however long they take
+    paper_rates: Mapping[str, float] = field(default_factory=dict)  # images/s by contestant
 
     def place(self, case: Case) -> float:
         """Position of a case on the group's axis."""

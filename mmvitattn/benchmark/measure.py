@@ -213,6 +213,10 @@ def _measure_time(
             calls[m.name] = call
         except Unavailable as reason:
             m.left_out = str(reason)
+        except torch.cuda.OutOfMemoryError:
+            call = None
+            torch.cuda.empty_cache()
+            m.left_out = 'the memory of the GPU does not suffice'
         except Exception as error:
             # A long run does not end because of one contestant; the tables and the exit status
             # show the error.

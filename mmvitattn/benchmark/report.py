@@ -105,7 +105,10 @@ def as_markdown(results: Results) -> str:
         lines += ['', '## Targets', '', *_verdict_table(results.verdicts, rates)]
     for group in results.groups:
         lines += ['', f'## {group.title}', '', f'{group.text} Baseline: {group.baseline}.', '']
-        lines += [*_group_table(results.of(group), rates), '', *_notes(results.of(group))]
+        lines += [*_group_table(results.of(group), rates), '']
+        if group.paper_rates:
+            lines += [*_rate_table(group, results.of(group)), '']
+        lines += _notes(results.of(group))
     if results.slopes:
         lines += ['', '## Slopes', '', *_slope_table(results.slopes)]
     return '\n'.join(lines) + '\n'
@@ -143,6 +146,18 @@ def _group_table(measurements: Sequence[Measurement], rates: Rates) -> list[str]
         of_row = [found.get((case, name, mode)) for mode in modes]
         row = [case, name, *(cell for m in of_row for cell in _time_cells(m, rates))]
         rows.append(row + (_work_cells(of_row[0], rates) if FORWARD in modes else []))
+    return _table(header, rows)
+
+
+def _rate_table(group: Group, measurements: Sequence[Measurement]) -> list[str]:
+    """Images per second, with those of the paper."""
+    batches = {case.label: case.size.batch for case in group.cases}
+    header = ['case', 'contestant', 'mode', 'images/s', 'paper: images/s']
+    rows = []
+    for m in measurements:
+        if m.seconds:
+            row = [m.case, m.name, m.mode, _number(batches[m.case] / m.time)]
+            rows.append([*row, f'{group.paper_rates[m.name]:g}'])
     return _table(header, rows)
 
 

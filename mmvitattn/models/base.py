@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import OptionError
 from ..layers.load_tables import resize_tables
 from .options import resolve_out_indices
 
@@ -61,7 +62,7 @@ class PyramidBackbone(BaseModule):
         init_cfg: MMEngine's initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
-        ValueError: for out_indices or frozen_stages that do not exist.
+        OptionError: for out_indices or frozen_stages that do not exist.
     """
 
     arch_zoo: Mapping[str, Mapping] = {}
@@ -85,7 +86,7 @@ class PyramidBackbone(BaseModule):
         self.out_indices = resolve_out_indices(out_indices, len(channels))
         self.num_stages = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= self.num_stages:
-            raise ValueError(
+            raise OptionError(
                 f'frozen_stages={frozen_stages} must lie in [-1, {self.num_stages}]: -1 none, '
                 f'0 the stem, k the stem and the first k of the {self.num_stages} stages in use'
             )
@@ -111,11 +112,11 @@ class PyramidBackbone(BaseModule):
             A copy of the settings.
 
         Raises:
-            ValueError: for an unknown name, missing or unknown keys, or lists of unequal length.
+            OptionError: for an unknown name, missing or unknown keys, or lists of unequal length.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
-                raise ValueError(
+                raise OptionError(
                     f'{cls.__name__}: unknown arch {arch!r}; choose one of '
                     f'{", ".join(cls.arch_zoo)}, or give a dict'
                 )
@@ -123,13 +124,13 @@ class PyramidBackbone(BaseModule):
         known = set(next(iter(cls.arch_zoo.values()))) | set(optional)
         missing, unknown = known - set(arch) - set(optional), set(arch) - known
         if missing or unknown:
-            raise ValueError(
+            raise OptionError(
                 f'{cls.__name__}: arch dict lacks {sorted(missing)} and has unknown keys '
                 f'{sorted(unknown)}; it takes {sorted(known)}'
             )
         lengths = {key: len(arch[key]) for key in cls.stage_keys if key in arch}
         if len(set(lengths.values())) > 1:
-            raise ValueError(
+            raise OptionError(
                 f'{cls.__name__}: each list of the arch dict needs one entry per stage, got '
                 f'{lengths} entries'
             )

@@ -166,7 +166,7 @@ class QnAViT(PyramidBackbone):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: for an unknown arch or options that do not fit it.
+        OptionError: for an unknown arch or options that do not fit it.
 
     Example:
         >>> features = QnAViT('tiny')(torch.rand(1, 3, 224, 224))

@@ -103,7 +103,7 @@ def find_backbone(model: nn.Module) -> tuple[Any, str]:
         model: a model with a ``backbone``, or a bare backbone.
 
     Returns:
-        The backbone, and what stands before its parameters' names in the model.
+        The backbone, and the prefix of its parameters' names in the model.
 
     Raises:
         TypeError: if there is none with ``get_layer_depth``.

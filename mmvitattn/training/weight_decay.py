@@ -1,4 +1,4 @@
-"""Weight decay as the parts of a model ask for it."""
+"""Weight decay, except for the parameters that the parts of a model exclude."""
 
 import logging
 from collections.abc import Iterator
