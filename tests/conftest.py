@@ -56,6 +56,18 @@ def run_tool(monkeypatch, capsys):
     logging.disable(logging.NOTSET)  # the tools silence the toolboxes' notes
 
 
+@pytest.fixture(scope='session')
+def run_code():
+    """Runs Python code in a process of its own; returns what it prints."""
+
+    def run(code):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
 def call_main(path):
     """Exit status of a script's ``main``."""
     try:

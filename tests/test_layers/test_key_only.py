@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -68,10 +65,8 @@ except AttributeError as error:
 """
 
 
-def test_layers_work_without_any_mm_package_and_say_what_to_install():
-    done = subprocess.run([sys.executable, '-c', BARE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shape, warning, error = done.stdout.splitlines()
+def test_layers_work_without_any_mm_package_and_say_what_to_install(run_code):
+    shape, warning, error = run_code(BARE).splitlines()
     assert shape == 'torch.Size([1, 4, 4, 8])'
     assert warning.count('mmvitattn[onedl]') == 1
     assert error.startswith('AttributeError') and 'mmvitattn[onedl]' in error

@@ -1,8 +1,5 @@
 """A backbone resolves by name from every toolbox's scope, in a fresh interpreter."""
 
-import subprocess
-import sys
-
 import pytest
 
 from mmvitattn.zoo import families
@@ -32,14 +29,12 @@ BACKBONES = {cls.__name__: (module, next(iter(cls.arch_zoo))) for module, cls in
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 @pytest.mark.parametrize('scoped', [True, False], ids=['scoped', 'unscoped'])
-def test_backbones_resolve(scope, scoped):
+def test_backbones_resolve(scope, scoped, run_code):
     code = CODE.format(
         prelude=COMPILED_OPS if scoped else 'import mmvitattn',
         scope=scope,
         prefix='mmvitattn.' if scoped else '',
         backbones=[(name, arch) for name, (_, arch) in BACKBONES.items()],
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    built = [line for line in done.stdout.splitlines() if line.startswith('built')]
+    built = [line for line in run_code(code).splitlines() if line.startswith('built')]
     assert built == [f'built mmvitattn.models.{m} {name}' for name, (m, _) in BACKBONES.items()]

@@ -1,8 +1,5 @@
 """Backbones by flat names, without any config."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -61,19 +58,13 @@ def test_names_are_listed(filter, expected):
     assert list_backbones(filter)[: len(NAMES)] == expected  # those of other packages follow
 
 
-def run(code):
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_every_name_builds_in_a_fresh_interpreter():
+def test_every_name_builds_in_a_fresh_interpreter(run_code):
     pytest.importorskip('timm', reason='to see that nothing is registered in it')
-    assert run(ALL_NAMES).split() == NAMES
+    assert run_code(ALL_NAMES).split() == NAMES
 
 
-def test_without_a_stack_the_attributes_say_what_is_missing():
-    run(WITHOUT_STACK)
+def test_without_a_stack_the_attributes_say_what_is_missing(run_code):
+    run_code(WITHOUT_STACK)
 
 
 def test_options_reach_the_backbone():

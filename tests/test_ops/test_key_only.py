@@ -1,5 +1,4 @@
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -159,13 +158,11 @@ print(resident('VmHWM') - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads the high-water mark of Linux')
-def test_memory_grows_linearly_with_positions():
+def test_memory_grows_linearly_with_positions(run_code):
     peaks = []
     for side in (56, 112, 224):
         code = MEMORY_PROBE.format(tests=str(Path(__file__).parent), positions=side * side)
-        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        peaks.append(int(done.stdout.split()[-1]))
+        peaks.append(int(run_code(code).split()[-1]))
     print('peak over the input, KiB, at 56^2, 112^2, 224^2:', peaks)
     # four times the positions: linear is a factor of 4, quadratic one of 16
     assert peaks[1] < 6 * peaks[0]

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -151,9 +150,8 @@ for function in (fails, is_killed):
 """
 
 
-def test_peak_memory_is_what_is_alive_at_once():
-    done = subprocess.run([sys.executable, '-c', MEMORY_SCRIPT], capture_output=True, text=True)
-    peak, failed, killed = done.stdout.splitlines()
+def test_peak_memory_is_what_is_alive_at_once(run_code):
+    peak, failed, killed = run_code(MEMORY_SCRIPT).splitlines()
     assert float(peak) == pytest.approx(96, abs=1)
     assert failed == 'failed: RuntimeError: it fails'
     assert killed.startswith('its process was ended by the system')
@@ -175,10 +173,9 @@ print(min(faults() for _ in range(6)))  # the first ones extend the heap
 """
 
 
-def test_freed_memory_is_kept_for_timing_and_returned_for_peaks():
-    done = subprocess.run([sys.executable, '-c', FAULTS_SCRIPT], capture_output=True, text=True)
-    returned, kept = map(int, done.stdout.split())
-    assert kept < 100 < returned, done.stdout
+def test_freed_memory_is_kept_for_timing_and_returned_for_peaks(run_code):
+    returned, kept = map(int, run_code(FAULTS_SCRIPT).split())
+    assert kept < 100 < returned
 
 
 def test_flops_of_both_dot_product_forms():

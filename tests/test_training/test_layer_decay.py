@@ -95,7 +95,7 @@ def test_frozen_and_shared_parameters():
     assert not any(name.startswith(('backbone.stem', 'backbone.stages.0.')) for name in options)
 
 
-def test_usual_keys_hold_beside_the_layers():
+def test_usual_keys_work_with_layer_decay():
     model = Detector(QnAViT('tiny'))
     plain = options_by_name(model, optimizer_of(model))
     custom = dict(

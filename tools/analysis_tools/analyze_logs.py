@@ -2,7 +2,7 @@
 
 ``python tools/analysis_tools/analyze_logs.py RUN... [--keys KEY...] [--out curves.png]``. A run is
 a work dir, all its restarts joined, or one JSON file of scalars. The summary gives the last and the
-best value of each key; a key may hold wildcards, as ``'loss*'``.
+best value of each key; a key may contain wildcards, as ``'loss*'``.
 """
 
 import argparse
