@@ -1,5 +1,6 @@
-# The QnA paper evaluates QnA-ViT with DETR. Here, losses, augmentation, optimizer and schedule
-# are mmdet's defaults for DETR with 150 epochs.
+# The QnA paper evaluates QnA-ViT with DETR; its release has no code for it. Model, losses,
+# augmentation, optimizer and schedule here are mmdet's (detr_r50_8xb2-150e_coco.py), unchanged but
+# for the backbone; detr_r50_150e_coco.py is the baseline.
 _base_ = [
     '_base_/models/detr.py',
     '_base_/datasets/coco_detection_detr.py',

@@ -160,9 +160,9 @@ class Session:
 
 
 def make_environment(folder: Path) -> dict[str, str]:
-    """A virtual environment that sees this Python's packages, save for this one.
+    """A virtual environment with links to this Python's packages, except this one.
 
-    Links stand for them, so that nothing done in it can reach them.
+    Packages that are installed in it do not change the originals.
     """
     subprocess.run([sys.executable, '-m', 'venv', folder / '.venv'], check=True)
     packages = folder / '.stack'

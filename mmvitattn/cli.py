@@ -151,9 +151,5 @@ def start_processes(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
-    """Builds MMEngine's runner, or the one that ``runner_type`` names.
-
-    Args:
-        cfg: the config.
-    """
+    """Builds MMEngine's runner, or the one that ``runner_type`` names."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -9,6 +9,10 @@ class UsageError(Exception):
     """Wrong input; the message names the value and the remedy."""
 
 
+class OptionError(UsageError, ValueError):
+    """An option of a model has a value that the model does not take."""
+
+
 class CheckpointError(UsageError):
     """A checkpoint cannot be read, or does not fit the model."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import models  # noqa: F401  (registers the families)
 from .models.base import PyramidBackbone
+from .official import load_official
 from .registry import MODELS
 
 
@@ -41,7 +42,9 @@ def build_backbone(
         name: one of :func:`list_backbones`.
         pretrained: checkpoint of the backbone, or of a model that contains it. Output norms that
             are missing, as in a classifier's checkpoint, keep their initial values. The backbone
-            is switched to the deploy form if the checkpoint has that form.
+            is switched to the deploy form if the checkpoint has that form. 'official' stands for
+            the weights that the authors published (:mod:`mmvitattn.official`), which must have
+            been downloaded; they need not be converted.
         options: options of the backbone's class: ``out_indices``, ``in_channels``,
             ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is applied immediately.
 
@@ -70,24 +73,25 @@ def build_backbone(
     family, arch = archs[name]
     options['arch'] = arch
     if pretrained is not None:
-        return _build_pretrained(family, options, pretrained)
+        return _build_pretrained(name, options, pretrained)
     backbone = family(**options)
     if options.get('init_cfg') is not None:
         backbone.init_weights()
     return backbone
 
 
-def _build_pretrained(
-    family: type[PyramidBackbone], options: dict[str, Any], source: str | Path
-) -> PyramidBackbone:
+def _build_pretrained(name: str, options: dict[str, Any], source: str | Path) -> PyramidBackbone:
     # Imported here, since importing mmvitattn must not import a runner.
     from .checkpoint import load_backbone_weights, load_checkpoint
 
     if options.get('init_cfg') is not None:
         raise ValueError('give pretrained or init_cfg, not both')
-    checkpoint = load_checkpoint(source)
+    if source == 'official':
+        checkpoint, source = load_official(name)
+    else:
+        checkpoint = load_checkpoint(source)
     deploy = options.pop('deploy', False)  # the checkpoint may have either form
-    backbone = family(**options)
+    backbone = _archs()[name][0](**options)
     load_backbone_weights(backbone, checkpoint, str(source))
     if deploy:
         backbone.switch_to_deploy()

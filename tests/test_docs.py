@@ -22,6 +22,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from mmvitattn.__main__ import find_tools
 from mmvitattn.__main__ import main as run_tool_here
+from mmvitattn.official import DATA, OFFICIAL
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / 'docs').rglob('*.md'))
@@ -237,6 +238,18 @@ def test_commands_run(page, workplace):
     for command in (['bash', '-c', script(page)], [sys.executable, '-c', python_code(page)]):
         done = subprocess.run(command, capture_output=True, text=True, env=env)
         assert done.returncode == 0, f'{done.stdout[-2000:]}\n{done.stderr[-6000:]}'
+
+
+def test_official_weights_are_listed():
+    page = (ROOT / 'docs/convert_weights.md').read_text()
+    rows = [
+        f'| `{entry.backbone}` | {DATA[entry.data]} | {entry.readme or "-"} / {entry.paper} '
+        f'| `configs/{entry.config}.py` | `{entry.original.name}` | `{entry.converted.name}` |'
+        for entry in OFFICIAL
+    ]
+    assert re.findall(r'^\| `\w+` \| \S+ \| [-\d].*$', page, re.MULTILINE) == rows
+    for release in {entry.release for entry in OFFICIAL}:
+        assert f']({release.weights})' in page and f']({release.code})' in page
 
 
 def test_every_page_is_in_the_index():

@@ -6,6 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from mmvitattn.layers import RPCPE
 
 
 def run(arguments, folder, **env):
@@ -67,6 +70,33 @@ def test_new_backbone_is_found_by_name(root, tmp_path):
     )
     printed = run(['-c', code], tmp_path, PYTHONPATH=str(root / 'docs/examples'))
     assert printed.splitlines()[-3:] == ['[64, 256] [8, 32]'] * 3
+
+
+def test_rp_cpe_in_pvt(root):
+    """The block of docs/linglo.md: a step changes every RP-CPE, and folding them nothing."""
+    page = (root / 'docs/linglo.md').read_text()
+    code = re.search(r'^```python\n(from mmdet.*?)^```$', page, re.MULTILINE | re.DOTALL)
+    names = {}
+    torch.manual_seed(0)
+    exec(code[1], names)
+    pvt, encodings = names['pvt'], [m for m in names['pvt'].modules() if isinstance(m, RPCPE)]
+    pvt.init_weights()
+    assert len(encodings) == 8
+    before = [encoding.convs[0].weight.clone() for encoding in encodings]
+    images = torch.rand(2, 3, 64, 64)
+    optimizer = torch.optim.SGD(pvt.parameters(), lr=0.1)
+    sum((y - torch.rand_like(y)).square().mean() for y in pvt(images)).backward()
+    optimizer.step()
+    for encoding, weight in zip(encodings, before, strict=True):
+        assert not torch.equal(encoding.convs[0].weight, weight)
+    pvt.eval()
+    with torch.no_grad():
+        expected = pvt(images)
+        for encoding in encodings:
+            encoding.switch_to_deploy()
+        for found, wanted in zip(pvt(images), expected, strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in pvt.modules())
 
 
 @pytest.mark.slow

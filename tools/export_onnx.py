@@ -19,10 +19,7 @@ from torch import nn
 
 from mmvitattn import build_backbone
 from mmvitattn.checkpoint import load_backbone_weights, load_checkpoint
-from mmvitattn.checkpoint.writing import (
-    check_destination,
-    written_atomically,
-)
+from mmvitattn.checkpoint.writing import check_destination, written_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference.build import build_model, read_model_config

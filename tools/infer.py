@@ -8,11 +8,12 @@ each frame. Files that cannot be read are skipped and listed at the end.
 import argparse
 import json
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TextIO
 
+import mmcv
 import numpy as np
 from tqdm import tqdm
 
@@ -21,11 +22,7 @@ from mmvitattn.checkpoint import load_checkpoint
 from mmvitattn.cli import add_model_options
 from mmvitattn.errors import UnreadableError, UsageError, usage_errors_exit
 from mmvitattn.inference import media
-from mmvitattn.inference.build import (
-    build_predictor,
-    check_device,
-    read_config,
-)
+from mmvitattn.inference.build import build_predictor, check_device, read_config
 from mmvitattn.inference.predictors import Predictor
 
 PICTURE, RECORD, LABELS, VIDEO, LINES = '.png', '.json', '.labels.png', '.mp4', '.jsonl'
@@ -75,13 +72,16 @@ class Inference:
         names = media.name_outputs(files, (PICTURE, RECORD, LABELS, VIDEO, LINES))
         for name in names.values():
             (self.out_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        videos = [file for file in files if media.is_video(file)]
+        pictures = [file for file in files if not media.is_video(file)]
         with tqdm(total=len(files), unit='file') as bar:
-            for group in _groups(files, self.batch_size):
-                if media.is_video(group[0]):
-                    self._video(group[0], names[group[0]])
-                else:
-                    self._pictures(group, names)
-                bar.update(len(group))
+            for i in range(0, len(pictures), self.batch_size):
+                batch = pictures[i : i + self.batch_size]
+                self._pictures(batch, names)
+                bar.update(len(batch))
+            for video in videos:
+                self._video(video, self.out_dir / names[video])
+                bar.update()
 
     def _pictures(self, files: list[Path], names: dict[Path, Path]) -> None:
         images = {}
@@ -96,11 +96,10 @@ class Inference:
             labels = self.predictor.label_map(sample)
             if labels is not None:
                 record['label_map'] = f'{base.name}{LABELS}'
-                media.write_image(Path(f'{base}{LABELS}'), labels)
+                mmcv.imwrite(labels, f'{base}{LABELS}')
             record.update(self.predictor.describe(sample, self.score_thr))
-            media.write_image(
-                Path(f'{base}{PICTURE}'), self.predictor.draw(image, sample, self.score_thr)
-            )
+            drawing = self.predictor.draw(image, sample, self.score_thr)
+            mmcv.imwrite(drawing, f'{base}{PICTURE}')
             Path(f'{base}{RECORD}').write_text(json.dumps(record, indent=2) + '\n')
 
     def _predict(self, images: dict[Path, np.ndarray]) -> Iterator[tuple[Path, object]]:
@@ -116,48 +115,27 @@ class Inference:
         for file, image in images.items():
             yield from self._predict({file: image})
 
-    def _video(self, file: Path, name: Path) -> None:
-        base = self.out_dir / name
+    def _video(self, file: Path, base: Path) -> None:
         try:
             reader = media.VideoReader(file)
-            frames = tqdm(reader, total=reader.length or None, desc=file.name, leave=False)
-            with (
-                closing(media.VideoWriter(Path(f'{base}{VIDEO}'), reader.rate)) as video,
-                open(f'{base}{LINES}', 'w', encoding='utf-8') as lines,
-            ):
-                number = 0
-                for batch in _chunks(frames, self.batch_size):
-                    for frame, sample in zip(batch, self.predictor.predict(batch), strict=True):
-                        record = dict(frame=number, seconds=round(number / reader.rate, 4))
-                        record.update(self.predictor.describe(sample, self.score_thr))
-                        lines.write(json.dumps(record) + '\n')
-                        video.write(self.predictor.draw(frame, sample, self.score_thr))
-                        number += 1
+            with open(f'{base}{LINES}', 'w', encoding='utf-8') as lines:
+                media.write_video(Path(f'{base}{VIDEO}'), reader.rate, self._drawn(reader, lines))
         except UnreadableError as error:
             self.failures.append(str(error))
         except ValueError as error:
             self.failures.append(f'{file}: {error}')
 
-
-def _groups(files: list[Path], size: int) -> Iterator[list[Path]]:
-    """Groups of up to ``size`` consecutive images, or of one video."""
-    group: list[Path] = []
-    for file in files:
-        if group and (media.is_video(file) or len(group) == size):
-            yield group
-            group = []
-        if media.is_video(file):
-            yield [file]
-        else:
-            group.append(file)
-    if group:
-        yield group
-
-
-def _chunks(frames: Iterable[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    frames = iter(frames)
-    while chunk := list(islice(frames, size)):
-        yield chunk
+    def _drawn(self, reader: media.VideoReader, lines: TextIO) -> Iterator[np.ndarray]:
+        """Drawings of the frames, whose predictions are written line by line."""
+        frames = iter(tqdm(reader, total=reader.length or None, unit='frame', leave=False))
+        number = 0
+        while batch := list(islice(frames, self.batch_size)):
+            for frame, sample in zip(batch, self.predictor.predict(batch), strict=True):
+                record = dict(frame=number, seconds=round(number / reader.rate, 4))
+                record.update(self.predictor.describe(sample, self.score_thr))
+                lines.write(json.dumps(record) + '\n')
+                yield self.predictor.draw(frame, sample, self.score_thr)
+                number += 1
 
 
 def prepare(args: argparse.Namespace) -> tuple[Inference, list[Path]]:

@@ -12,8 +12,8 @@ installation, but not of the wheel. In reading order:
 - ``report``: Markdown, JSON and pictures.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -55,18 +55,13 @@ Builder = Callable[[Size], nn.Module]
 class Contestant:
     """One way to compute something.
 
-    All contestants of a case get the same input; layers give outputs of the same size.
-
-    Args:
-        summary: what it computes; begins with "Ours" for what this package is about.
-        build: makes the module.
-        same_as: contestant that computes the same from the same initial values: the outputs are
-            compared before anything is timed.
+    All contestants of a case get the same input; layers give outputs of the same size. If one is
+    the ``same_as`` another, their outputs are compared before anything is timed.
     """
 
-    summary: str
+    summary: str  # what it computes; begins with "Ours" for what this package is about
     build: Builder
-    same_as: str | None = None
+    same_as: str | None = None  # computes the same from the same initial values
 
     @property
     def is_ours(self) -> bool:
@@ -76,19 +71,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Case:
-    """Contestants at one size.
-
-    Args:
-        size: the size.
-        names: contestants.
-        modes: of :data:`MODES`.
-        shapes: shapes of the inputs, where it is not one map of ``size``.
-    """
+    """Contestants at one size."""
 
     size: Size
-    names: Sequence[str]
+    names: Sequence[str]  # contestants
     modes: Sequence[str] = MODES
-    shapes: Sequence[tuple[int, ...]] | None = None
+    shapes: Sequence[tuple[int, ...]] | None = None  # of the inputs, if not one map of ``size``
 
     @property
     def label(self) -> str:
@@ -98,29 +86,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Group:
-    """Cases that share a table and a picture.
+    """Cases that share a table and a picture."""
 
-    Args:
-        key: short name, for ``--only`` and file names.
-        title: heading.
-        text: what a reader must know to judge the figures.
-        baseline: contestant with which speed and memory of the others are compared.
-        cases: the cases.
-        axis: what cases differ in: 'positions', 'pixels', 'window side', or '' for bars.
-        images: inputs are (B, 3, H, W), without gradient; layers' maps are (B, H, W, C), with.
-        autocast: types other than float32 by autocast, as in training, not by conversion.
-        least_rounds: rounds that are run however long they take.
-    """
-
-    key: str
+    key: str  # short name, for ``--only`` and file names
     title: str
-    text: str
-    baseline: str
+    text: str  # what a reader must know to judge the figures
+    baseline: str  # contestant with which speed and memory of the others are compared
     cases: Sequence[Case]
-    axis: str = ''
-    images: bool = False
-    autocast: bool = False
-    least_rounds: int = 5
+    axis: str = ''  # what cases differ in: 'positions', 'pixels', 'window side'; '' for bars
+    images: bool = False  # inputs (B, 3, H, W) without gradient; layers' maps (B, H, W, C), with
+    autocast: bool = False  # types other than float32 by autocast, as in training
+    least_rounds: int = 5  # that are run however long they take
+    paper_rates: Mapping[str, float] = field(default_factory=dict)  # images/s by contestant
 
     def place(self, case: Case) -> float:
         """Position of a case on the group's axis."""

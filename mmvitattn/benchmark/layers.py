@@ -10,25 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mmvitattn.layers import (
-    GlobalAttention,
-    KeyOnlyAttention,
-    LocalShiftAttention,
-    QnALayer,
-    ShiftedPatchEmbed,
-)
-from mmvitattn.layers.shifted import CIFAR_SHIFTS, IMAGENET_SHIFTS
+from mmvitattn.layers import GlobalAttention, KeyOnlyAttention, QnALayer
+from mmvitattn.models import SAGViT
 
 from . import MODES, Builder, Case, Contestant, Group, Size, modules
-
-# Patch embedding of each SAG architecture, then heads and `shared_kv` of its first block.
-_IMAGENET: dict[str, Any] = dict(in_channels=3, shifts=IMAGENET_SHIFTS, border='extend')
-_CIFAR: dict[str, Any] = dict(in_channels=3, shifts=CIFAR_SHIFTS, border='roll')
-SAG_STEMS: dict[str, tuple[dict[str, Any], tuple[int, bool]]] = {
-    'small': (dict(channels=64, kernel_size=4, stride=4, padding=0, **_IMAGENET), (2, False)),
-    'tiny': (dict(channels=192, kernel_size=9, stride=7, padding=1, **_IMAGENET), (4, False)),
-    'CIFAR': (dict(channels=192, kernel_size=3, stride=1, padding=1, **_CIFAR), (3, True)),
-}
 
 
 class EmbedAndAttend(nn.Module):
@@ -36,9 +21,10 @@ class EmbedAndAttend(nn.Module):
 
     def __init__(self, arch: str) -> None:
         super().__init__()
-        options, (heads, shared_kv) = SAG_STEMS[arch]
-        self.embed = ShiftedPatchEmbed(**options)
-        self.attention = LocalShiftAttention(options['channels'], heads, shared_kv)
+        settings = SAGViT.arch_zoo[arch]
+        first_stage = {key: settings[key][:1] for key in SAGViT.stage_keys}
+        model: Any = SAGViT({**settings, **first_stage})
+        self.embed, self.attention = model.stem, model.stages[0].blocks[0].attention
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to a map (B, H', W', C)."""
@@ -159,6 +145,7 @@ LAYERS = {
 
 CHANNELS, QNA_HEADS = 64, 8  # of QnA-ViT-tiny's first stage
 MAP, DENSE_MAP = (56, 56), (200, 334)  # stride 4 of 224 x 224 and of 800 x 1333
+SAG_SIDES = {'small': 224, 'tiny': 224, 'cifar_tiny': 32}  # of the images of each architecture
 UNFOLDS = ('unfold, learned queries', 'unfold, learned queries, channels-last')
 SASAS = ('unfold (SASA)', 'unfold (SASA), channels-last')
 SWINS = ('Swin windows', 'Swin windows, shifted')
@@ -178,28 +165,23 @@ WINDOW_TEXT = (
 
 
 def attention_groups(quick: bool, on_gpu: bool) -> list[Group]:
-    """What ``benchmark.py attention`` measures.
-
-    Args:
-        quick: small sizes and few cases.
-        on_gpu: larger batches, and the contestants that are only of use there.
-    """
+    """What ``benchmark.py attention`` measures; on a GPU larger batches and more contestants."""
     if quick:
         return [
             _window_group('window', Size(1, 13, 15, 16, QNA_HEADS), (3, 7), SASAS),
             _global_group((7, 14)),
-            sag_group({'small': 32, 'tiny': 32, 'CIFAR': 16}, batch=1),
+            sag_group({'small': 32, 'tiny': 32, 'cifar_tiny': 16}, batch=1),
         ]
     batch, dense_batch = (128, 8) if on_gpu else (8, 1)
     small = Size(batch, *MAP, CHANNELS, QNA_HEADS)
     large = Size(dense_batch, *DENSE_MAP, CHANNELS, QNA_HEADS)
-    sizes, sides = (28, 56, 112, 224, 448), {'small': 224, 'tiny': 224, 'CIFAR': 32}
+    sizes = (28, 56, 112, 224, 448)
     windows = (*SASAS, *COMPILED) if on_gpu else SASAS
     groups = [
         _window_group('window', small, (3, 7, 11, 15), windows),
         _window_group('dense_map', large, (3, 7, 11), windows if on_gpu else ()),
         _global_group(sizes, ('key-only, reference, compiled',) if on_gpu else ()),
-        sag_group(sides, batch, more=('SAG, one by one, compiled',) if on_gpu else ()),
+        sag_group(SAG_SIDES, batch, more=('SAG, one by one, compiled',) if on_gpu else ()),
     ]
     return [*groups, _window_sum_group(small, large)] if on_gpu else groups
 
@@ -231,19 +213,9 @@ def _global_group(sides: tuple[int, ...], more: tuple[str, ...] = ()) -> Group:
 
 
 def sag_group(
-    sides: dict[str, int],
-    batch: int,
-    modes: tuple[str, ...] = MODES,
-    more: tuple[str, ...] = (),
+    sides: dict[str, int], batch: int, modes: tuple[str, ...] = MODES, more: tuple[str, ...] = ()
 ) -> Group:
-    """SAG's embedding and local attention against the published form.
-
-    Args:
-        sides: side of the images of each architecture.
-        batch: images.
-        modes: of 'forward' and 'forward+backward'.
-        more: further contestants.
-    """
+    """SAG's embedding and local attention, and ``more``, against the published form."""
     names = ('SAG', 'SAG, one by one', *more)
     cases = [Case(Size(batch, n, n, arch=arch), names, modes) for arch, n in sides.items()]
     text = 'From images to the output of the local attention, 10 or (CIFAR) 18 shifts.'

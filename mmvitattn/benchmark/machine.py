@@ -102,12 +102,8 @@ def peak_on_gpu(call: Callable[[], object]) -> int:
 def in_child(threads: int, function: Callable[..., Result], *args: object) -> Result:
     """Runs a function in a process of its own that returns freed memory at once.
 
-    The process is forked: this one must not have computed on several threads before.
-
-    Args:
-        threads: CPU threads of the child.
-        function: can be pickled, like its arguments and what it returns.
-        args: its arguments.
+    The process is forked: this one must not have computed on several threads before. The function,
+    its arguments and its result are pickled.
 
     Raises:
         Unavailable: if the function raises an exception, or the system ends the process.
@@ -165,13 +161,10 @@ def sample(call: Callable[[], object], repeats: int, device: torch.device) -> fl
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str, float]:
-    """Median rates of a large copy, a matrix product and a depth-wise convolution (roofline).
+    """Median rates per second of a large copy, a matrix product and a depth-wise convolution.
 
-    A time cannot be shorter than its bytes over the first or its FLOPs over the second.
-
-    Returns:
-        ``copy_bytes`` (read and written), ``matmul_flops`` and ``depthwise_flops``, per second;
-        one multiply-add is two FLOPs. Smaller sizes are measured if ``quick``.
+    A time cannot be shorter than its bytes (read and written) over the first or its FLOPs over the
+    second (roofline); one multiply-add is two FLOPs.
     """
     on_gpu = device.type == 'cuda'
 
@@ -180,18 +173,17 @@ def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> dict
 
     source = random((1 << 30 if on_gpu else 1 << 26) >> (6 if quick else 0))
     side = (8192 if on_gpu else 2048) >> (2 if quick else 0)
-    channels, size, kernel = 64, 112, 7
-    x = random(1 if quick else 128 if on_gpu else 4, channels, size, size)
-    x = x.to(memory_format=torch.channels_last)
-    weight = random(channels, 1, kernel, kernel)
+    images = random(1 if quick else 128 if on_gpu else 4, 64, 112, 112)
+    images = images.to(memory_format=torch.channels_last)
+    weight = random(64, 1, 7, 7)
     a, b = random(side, side), random(side, side)
     target, product = torch.empty_like(source), torch.empty_like(a)
-    work = {
+    work: dict[str, tuple[Callable[[], object], int]] = {
         'copy_bytes': (lambda: target.copy_(source), 2 * source.nbytes),
         'matmul_flops': (lambda: torch.mm(a, b, out=product), 2 * side**3),
         'depthwise_flops': (
-            lambda: F.conv2d(x, weight, padding=kernel // 2, groups=channels),
-            2 * x.numel() * kernel**2,
+            lambda: F.conv2d(images, weight, padding=3, groups=64),
+            2 * images.numel() * 7**2,
         ),
     }
     rates = {}

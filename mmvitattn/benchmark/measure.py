@@ -31,23 +31,14 @@ MOST_REPEATS, MOST_ROUNDS = 100, 30
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to measure.
-
-    Args:
-        device: where everything runs.
-        dtype: type of the run.
-        threads: CPU threads.
-        seconds: time for the rounds of one case in one mode.
-        rounds: number of rounds; ``None`` for as many as fit, at least the group's own.
-        measures_memory: whether peak memory and FLOPs are measured.
-    """
+    """How to measure."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
-    threads: int = 1
-    seconds: float = 3.0
-    rounds: int | None = None
-    measures_memory: bool = True
+    threads: int = 1  # of the CPU
+    seconds: float = 3.0  # for the rounds of one case in one mode
+    rounds: int | None = None  # default: as many as fit, at least the group's own
+    measures_memory: bool = True  # and FLOPs
 
 
 class Call:
@@ -55,13 +46,6 @@ class Call:
 
     Forward: evaluation mode, under inference mode. Forward and backward: training mode, from random
     output gradients to those of all parameters (and of the input, unless that is an image).
-
-    Args:
-        group: group of the case.
-        case: the case.
-        name: the contestant.
-        mode: 'forward' or 'forward+backward'.
-        options: device and type.
 
     Raises:
         Unavailable: if the contestant cannot be built here.
@@ -229,6 +213,10 @@ def _measure_time(
             calls[m.name] = call
         except Unavailable as reason:
             m.left_out = str(reason)
+        except torch.cuda.OutOfMemoryError:
+            call = None
+            torch.cuda.empty_cache()
+            m.left_out = 'the memory of the GPU does not suffice'
         except Exception as error:
             # A long run does not end because of one contestant; the tables and the exit status
             # show the error.
@@ -278,12 +266,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Times calls in rounds: seconds per call, one figure per round, by name.
 
-    Args:
-        calls: what is timed, by name.
-        expected: about how many seconds a call takes, by name.
-        seconds: time that all rounds together may take.
-        least_rounds: rounds that are run even if they take longer.
-        device: where the calls compute.
+    All rounds together take at most ``seconds``, estimated from the ``expected`` seconds of each
+    call; ``least_rounds`` are run even if they take longer.
     """
     repeats = {
         name: min(MOST_REPEATS, max(1, math.ceil(SHORTEST_SAMPLE / max(expected[name], 1e-9))))

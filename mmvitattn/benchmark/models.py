@@ -6,7 +6,8 @@ training form for training, otherwise in its deploy form.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +97,9 @@ BACKBONES = {
     'ConvNeXt-T, channels_last': Contestant('timm', _channels_last(_convnext), 'ConvNeXt-T'),
     'ResNet-50': Contestant('timm', _resnet),
     'ResNet-50, channels_last': Contestant('timm', _channels_last(_resnet), 'ResNet-50'),
+    'SAG-CIFAR-tiny': Contestant('Ours', _vit(SAGViT, 'cifar_tiny', out_indices=-1)),
+    'SAG-CIFAR-small': Contestant('Ours', _vit(SAGViT, 'cifar_small', out_indices=-1)),
+    'SAG-CIFAR-base': Contestant('Ours', _vit(SAGViT, 'cifar_base', out_indices=-1)),
     "LinGlo-b0, attention='dot_product'": Contestant("by PyTorch's SDPA", _b0_sdpa),
     'LinGlo-b0, plain softmax': Contestant(
         "N x N weights in memory, as in the LinGlo paper's figure 4",
@@ -116,15 +120,10 @@ BOXES = (
 
 
 class DetectorStep(nn.Module):
-    """RetinaNet on prepared images: losses in training, boxes in evaluation.
+    """RetinaNet on images of a ``size``, padded: losses in training, boxes in evaluation.
 
     The neck gives maps of strides 8 to 128 for each backbone; SAG's map of stride 32 is one of the
     neck's additional levels.
-
-    Args:
-        backbone: settings of the backbone.
-        in_channels: channels of the maps that the backbone gives.
-        size: batch and size of the images, before they are padded.
     """
 
     def __init__(self, backbone: dict, in_channels: tuple[int, ...], size: Size) -> None:
@@ -210,6 +209,8 @@ SAG_POOLED = ('SAG-small, kv_pools (4, 2, 1)', 'SAG-small, kv_pools (8, 4, 2)')
 SWINS, RESNETS = ('Swin-T', 'Swin-T, SDPA'), ('ResNet-50', 'ResNet-50, channels_last')
 CONVNEXTS = ('ConvNeXt-T', 'ConvNeXt-T, channels_last')
 FIGURE_4 = ('LinGlo-b0', "LinGlo-b0, attention='dot_product'", 'LinGlo-b0, plain softmax')
+# Images per second in the SAG paper's tables, on a GPU that it does not name.
+CIFAR_RATES = {'SAG-CIFAR-tiny': 1700.2, 'SAG-CIFAR-small': 807.6, 'SAG-CIFAR-base': 276.8}
 # The usually faster form of each.
 TRAINED = (
     *(*LINGLOS, *QNAS, 'SAG-small', 'SAG-tiny', 'Swin-T', 'PVTv2-B2'),
@@ -221,7 +222,8 @@ DENSE = (*LINGLOS, *QNAS, SAG_POOLED[0], 'Swin-T', 'PVTv2-B2', 'ConvNeXt-T', 'Re
 SIDE, SIDES = 224, (224, 448, 896, 1344)
 IMAGE, PADDED_IMAGE = (800, 1333), (800, 1344)  # of detectors
 LARGEST_TRAINED = 448  # side up to which slopes are measured for training as well
-# Sides up to which LinGlo-b0 runs: at 896, SDPA takes seconds; at 448, N x N weights take 0.6 GB.
+# Sides up to which LinGlo-b0 runs on a CPU: at 896, SDPA takes seconds; at 448, N x N weights take
+# 0.6 GB.
 LARGEST = {FIGURE_4[1]: 896, FIGURE_4[2]: 448}
 BACKBONE_TEXT = (
     'Ours with an output norm per stage, timm models by features_only; no classifier, no drop '
@@ -233,26 +235,34 @@ DETECTOR_TEXT = (
 )
 
 
-def backbone_groups(quick: bool, batch: int) -> list[Group]:
-    """What ``benchmark.py backbone`` measures.
+def backbone_groups(
+    quick: bool,
+    batch: int,
+    on_gpu: bool = False,
+    figure_4_batch: int | None = None,
+    figure_4_sides: Sequence[int] | None = None,
+) -> list[Group]:
+    """What ``benchmark.py backbone`` measures; images above 224 x 224 one at a time.
 
-    Args:
-        quick: small sizes and few contestants.
-        batch: images at 224 x 224 in the first group; larger ones are measured one by one.
+    On a GPU, the groups that repeat a figure or a table of a paper have its batch: 16 images in
+    LinGlo's figure 4, 128 for SAG's CIFAR models.
     """
+    figure_4_batch = figure_4_batch or (16 if on_gpu and not quick else 1)
     if quick:
         few = ('LinGlo-b0', *SAG_TINY_FORMS, *SWINS, *RESNETS)
         return [
             classification_group(1, 64, few, few),
             _resolution_group((64, 128), ('LinGlo-b0', 'Swin-T', 'PVTv2-B2', 'ConvNeXt-T')),
-            _figure_4_group((64, 96)),
+            _figure_4_group(figure_4_batch, figure_4_sides or (64, 96), on_gpu),
+            _cifar_group(1, 8),
         ]
     peers = (*SWINS, 'PVTv2-B2', *CONVNEXTS, *RESNETS)
     names = (*LINGLOS, *QNAS, *SAG_FORMS, *SAG_TINY_FORMS, *peers)
     return [
         classification_group(batch, SIDE, names, TRAINED),
         _resolution_group(SIDES, DENSE, PADDED_IMAGE),
-        _figure_4_group(SIDES),
+        _figure_4_group(figure_4_batch, figure_4_sides or SIDES, on_gpu),
+        _cifar_group(128 if on_gpu else batch, 32),
         backbone_group(
             'pooling',
             'SAG for detection',
@@ -299,23 +309,28 @@ def _resolution_group(
     return backbone_group('resolution', 'Backbones over image sizes', cases, axis='pixels')
 
 
-def _figure_4_group(sides: tuple[int, ...]) -> Group:
+def _figure_4_group(batch: int, sides: Sequence[int], on_gpu: bool) -> Group:
+    """Dot-product attention up to the sides in ``LARGEST``, on a GPU as its memory allows."""
     cases = []
     for side in sides:
-        names = tuple(name for name in FIGURE_4 if side <= LARGEST.get(name, side))
-        cases.append(Case(Size(1, side, side), names, (FORWARD,)))
+        names = tuple(name for name in FIGURE_4 if on_gpu or side <= LARGEST.get(name, side))
+        cases.append(Case(Size(batch, side, side), names, (FORWARD,)))
     text = 'The LinGlo paper, figure 4: dot-product attention in the architecture of LinGlo-b0.'
     title = 'Key-only against dot-product attention, LinGlo-b0'
     return backbone_group('figure_4', title, cases, FIGURE_4[0], 'pixels', text=text)
 
 
-def detector_groups(quick: bool, batch: int) -> list[Group]:
-    """What ``benchmark.py detector`` measures.
+def _cifar_group(batch: int, side: int) -> Group:
+    """SAG's CIFAR models; the paper states their throughput for batches of 128."""
+    cases = [Case(Size(batch, side, side), tuple(CIFAR_RATES), (FORWARD,))]
+    title = f"SAG's CIFAR models at {side} x {side}, batch {batch}"
+    text = 'Classifiers without the linear layer; the rates of the paper are for one GPU.'
+    group = backbone_group('cifar', title, cases, 'SAG-CIFAR-tiny', rounds=1, text=text)
+    return replace(group, paper_rates=CIFAR_RATES)
 
-    Args:
-        quick: small images and few contestants.
-        batch: images.
-    """
+
+def detector_groups(quick: bool, batch: int) -> list[Group]:
+    """What ``benchmark.py detector`` measures."""
     if quick:
         names = ('RetinaNet, LinGlo-b2', 'RetinaNet, SAG-small', 'RetinaNet, Swin-T')
         return [detector_group((96, 125), batch, names)]
@@ -325,14 +340,7 @@ def detector_groups(quick: bool, batch: int) -> list[Group]:
 def detector_group(
     image: tuple[int, int], batch: int, names: tuple[str, ...], modes: tuple[str, ...] = MODES
 ) -> Group:
-    """Detectors at one image size.
-
-    Args:
-        image: height and width, in pixels.
-        batch: images.
-        names: contestants.
-        modes: of 'forward' and 'forward+backward'.
-    """
+    """Detectors on images of a size (H, W)."""
     padded = (batch, 3, *(n + -n % STRIDE for n in image))
     cases = [Case(Size(batch, *image), names, modes, shapes=(padded,))]
     title = f'RetinaNet, {image[0]} x {image[1]}, batch {batch}'

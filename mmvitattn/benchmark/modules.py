@@ -26,11 +26,7 @@ SMALLEST_FLEX_HEAD = 16  # channels per head that flex_attention's kernels need 
 
 
 class Forced(nn.Module):
-    """A module with the implementations of our ops forced.
-
-    Args:
-        module: the module.
-        setting: as for :func:`mmvitattn.ops.force`.
+    """A module with the implementations of our ops forced, as by :func:`mmvitattn.ops.force`.
 
     Raises:
         Unavailable: if there is no such implementation.
@@ -144,12 +140,7 @@ def unfold_learned_query(
 ) -> Tensor:
     """:func:`mmvitattn.ops.learned_query_attention` of stride 1, by unfolding.
 
-    Args:
-        scores: (B, H, W, q, h).
-        values: (B, H, W, h, d), as the result.
-        bias, scale: (k*k, q, h).
-        kernel_size: odd side k of the window.
-        channels_last: the layout of the windows.
+    Scores are (B, H, W, q, h), values and result (B, H, W, h, d), bias and scale (k*k, q, h).
     """
     grid, queries, heads = scores.shape[1:3], scores.shape[3:], values.shape[3:]
     scores, values = scores.flatten(-2), values.flatten(-2)

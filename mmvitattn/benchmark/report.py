@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from . import FORWARD, MODES, Group, machine
@@ -69,13 +70,12 @@ def as_json(results: Results) -> str:
 
 
 def _as_dict(m: Measurement) -> dict[str, Any]:
-    summary = {}
+    result = dataclasses.asdict(m)
     for key in ('seconds', 'speedups'):
-        values = getattr(m, key)
-        figures = quartiles(values) if values else (None, None, None)
+        figures = quartiles(result[key]) if result[key] else (None, None, None)
         names = ('median', 'lower', 'upper')
-        summary[f'{key}_summary'] = dict(zip(names, figures, strict=True))
-    return dataclasses.asdict(m) | summary
+        result[f'{key}_summary'] = dict(zip(names, figures, strict=True))
+    return result
 
 
 def as_markdown(results: Results) -> str:
@@ -105,7 +105,10 @@ def as_markdown(results: Results) -> str:
         lines += ['', '## Targets', '', *_verdict_table(results.verdicts, rates)]
     for group in results.groups:
         lines += ['', f'## {group.title}', '', f'{group.text} Baseline: {group.baseline}.', '']
-        lines += [*_group_table(results.of(group), rates), '', *_notes(results.of(group))]
+        lines += [*_group_table(results.of(group), rates), '']
+        if group.paper_rates:
+            lines += [*_rate_table(group, results.of(group)), '']
+        lines += _notes(results.of(group))
     if results.slopes:
         lines += ['', '## Slopes', '', *_slope_table(results.slopes)]
     return '\n'.join(lines) + '\n'
@@ -143,6 +146,18 @@ def _group_table(measurements: Sequence[Measurement], rates: Rates) -> list[str]
         of_row = [found.get((case, name, mode)) for mode in modes]
         row = [case, name, *(cell for m in of_row for cell in _time_cells(m, rates))]
         rows.append(row + (_work_cells(of_row[0], rates) if FORWARD in modes else []))
+    return _table(header, rows)
+
+
+def _rate_table(group: Group, measurements: Sequence[Measurement]) -> list[str]:
+    """Images per second, with those of the paper."""
+    batches = {case.label: case.size.batch for case in group.cases}
+    header = ['case', 'contestant', 'mode', 'images/s', 'paper: images/s']
+    rows = []
+    for m in measurements:
+        if m.seconds:
+            row = [m.case, m.name, m.mode, _number(batches[m.case] / m.time)]
+            rows.append([*row, f'{group.paper_rates[m.name]:g}'])
     return _table(header, rows)
 
 
@@ -208,46 +223,34 @@ def _modes(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def draw(group: Group, measurements: Sequence[Measurement], path: Path) -> None:
-    """Draws a group: log-log curves where it has an axis, otherwise bars.
+    """Draws a group into a new PNG file: log-log curves where it has an axis, otherwise bars.
 
-    Args:
-        group: the group.
-        measurements: of it; nothing is drawn where none of them ran.
-        path: a new PNG file.
+    Nothing is drawn where no contestant ran.
     """
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     ran = [m for m in measurements if m.seconds]
     if not ran:
         return
     units = {'time (ms)': lambda m: 1000 * m.time}
     if any(m.peak_bytes for m in ran):
-        units['peak memory (MiB)'] = lambda m: m.peak_bytes / MIB if m.peak_bytes else None
+        units['peak memory (MiB)'] = lambda m: (m.peak_bytes or 0) / MIB
     modes, has_curves = _modes(ran), bool(group.axis) and len({m.place for m in ran}) > 1
-    rows = dict.fromkeys((m.case, m.name) for m in ran)
-    width, height = (5.2, 3.8) if has_curves else (6.4, 0.7 + 0.25 * len(rows))
-    figure, grid = plt.subplots(
-        *(len(units), len(modes)),
-        figsize=(width * len(modes), height * len(units) + 0.8),
-        squeeze=False,
-        layout='constrained',
-    )
+    bars = len({(m.case, m.name) for m in ran})
+    width, height = (5.2, 3.8) if has_curves else (6.4, 0.7 + 0.25 * bars)
+    size = (width * len(modes), height * len(units) + 0.8)
+    figure = Figure(size, layout='constrained')
+    grid = figure.subplots(len(units), len(modes), squeeze=False)
     for line, (unit, figure_of) in zip(grid, units.items(), strict=True):
         for axes, mode in zip(line, modes, strict=True):
-            shown = [m for m in ran if m.mode == mode and figure_of(m)]
-            values = [figure_of(m) for m in shown]
             axes.set_title(mode, fontsize=10)
+            shown = [(m, value) for m in ran if m.mode == mode and (value := figure_of(m))]
             if has_curves:
-                _draw_curves(axes, shown, values, list(dict.fromkeys(m.name for m in ran)))
+                _draw_curves(axes, shown, list(dict.fromkeys(m.name for m in ran)))
                 axes.set(xlabel=group.axis, ylabel=unit)
             else:
-                several = len({case for case, _ in rows}) > 1
-                labels = [f'{m.name} ({m.case})' if several else m.name for m in shown]
-                colours = ['tab:blue' if CONTESTANTS[m.name].is_ours else '0.6' for m in shown]
-                axes.barh(range(len(shown)), values, color=colours)
-                axes.set_yticks(range(len(shown)), labels, fontsize=8)
-                axes.set_xlabel(unit)
-                axes.invert_yaxis()
+                _draw_bars(axes, shown, several=len({m.case for m in ran}) > 1)
+                axes.set(xlabel=unit)
             axes.grid(which='both', alpha=0.25)
     if has_curves:
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -255,31 +258,32 @@ def draw(group: Group, measurements: Sequence[Measurement], path: Path) -> None:
     figure.suptitle(group.title)
     with path.open('xb') as file:
         figure.savefig(file, format='png', dpi=110, bbox_inches='tight')
-    plt.close(figure)
+
+
+def _draw_bars(axes: Any, shown: Sequence[tuple[Measurement, float]], several: bool) -> None:
+    """One bar for each contestant, and for each of ``several`` cases."""
+    labels = [f'{m.name} ({m.case})' if several else m.name for m, _ in shown]
+    colours = ['tab:blue' if CONTESTANTS[m.name].is_ours else '0.6' for m, _ in shown]
+    axes.barh(range(len(shown)), [value for _, value in shown], color=colours)
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.invert_yaxis()
 
 
 def _draw_curves(
-    axes: Any, shown: Sequence[Measurement], values: Sequence[float], names: Sequence[str]
+    axes: Any, shown: Sequence[tuple[Measurement, float]], names: Sequence[str]
 ) -> None:
-    """One line per contestant, thick and solid for ours."""
-    from matplotlib import ticker
+    """One line for each contestant, thick and solid for ours."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     for index, name in enumerate(names):
-        points = [(m.place, v) for m, v in zip(shown, values, strict=True) if m.name == name]
-        ours = CONTESTANTS[name].is_ours
-        axes.plot(
-            *zip(*sorted(points), strict=True),
-            color=f'C{index}' if index < 10 else str(0.1 * index - 1),
-            marker='os^vDPX*<>hp'[index % 12],
-            linestyle='-' if ours else '--',
-            linewidth=2.4 if ours else 1.2,
-            label=name,
-        )
-    axes.set(xscale='log', yscale='log')
-    places = sorted({m.place for m in shown})
+        points = sorted((m.place, value) for m, value in shown if m.name == name)
+        colour = f'C{index}' if index < 10 else str(0.1 * index - 1)
+        style, width = ('-', 2.4) if CONTESTANTS[name].is_ours else ('--', 1.2)
+        options = dict(color=colour, marker='os^vDPX*<>hp'[index % 12], label=name)
+        axes.loglog(*np.transpose(points), linestyle=style, linewidth=width, **options)
+    places = sorted({m.place for m, _ in shown})
     axes.set_xticks(places, [f'{place:g}' for place in places], fontsize=8)
     axes.tick_params(axis='x', labelrotation=30 if places[-1] > 1000 else 0)
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter('{x:g}')
+    axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}')
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_minor_formatter(NullFormatter())

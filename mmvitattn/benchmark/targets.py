@@ -13,26 +13,15 @@ SPEED, TIME, MEMORY, SLOPE = 'times as fast', 'of the time', 'of the memory', 's
 
 @dataclass(frozen=True)
 class Target:
-    """One figure that is aimed at.
+    """One figure that is aimed at."""
 
-    Args:
-        what: what it is about, for the table.
-        kind: 'times as fast' (at least the bound), 'of the time', 'of the memory' or 'slope of
-            time' (at most).
-        bound: the figure.
-        place: group and label of the case.
-        mode: 'forward' or 'forward+backward'.
-        ours: the contestant.
-        baselines: what it is compared with: the best of these.
-    """
-
-    what: str
-    kind: str
+    what: str  # label in the table
+    kind: str  # SPEED, at least the bound; or TIME, MEMORY or SLOPE, at most
     bound: float
-    place: tuple[str, str]
+    place: tuple[str, str]  # group and label of the case
     mode: str
     ours: str
-    baselines: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()  # the best of these is compared with
 
 
 @dataclass(frozen=True)
@@ -62,8 +51,10 @@ class Plan:
         self.quick = quick
         self.groups: list[Group] = []
         self.targets: list[Target] = []
-        for add in (self._window, self._dense_map, self._global, self._sag):
-            add()
+        self._window()
+        self._dense_map()
+        self._global()
+        self._sag()
         self._backbones()
         self._detection()
 
@@ -124,10 +115,8 @@ class Plan:
             self._add('folded against plain', SPEED, bound, case, mode, folded, plain)
 
     def _sag(self) -> None:
-        sides, batch = {'small': 224, 'tiny': 224, 'CIFAR': 32}, 8
-        if self.quick:
-            sides, batch = dict.fromkeys(sides, 32), 1
-        self.groups.append(layers.sag_group(sides, batch, (FORWARD,)))
+        sides = dict.fromkeys(layers.SAG_SIDES, 32) if self.quick else layers.SAG_SIDES
+        self.groups.append(layers.sag_group(sides, 1 if self.quick else 8, (FORWARD,)))
         for case, bound in zip(self.groups[-1].cases, (2, 1.6, 2.3), strict=True):
             self._add('against one by one', SPEED, bound, case, FORWARD, 'SAG', 'SAG, one by one')
 
@@ -179,18 +168,18 @@ def slopes(groups: Iterable[Group], measurements: Sequence[Measurement]) -> list
 
     There is one for each contestant, mode and measure with at least two places.
     """
+    axes = {group.key: group.axis for group in groups if group.axis}
+    curves: dict[tuple[str, str, str, str], dict[float, float]] = {}
+    for m in measurements:
+        for measure in ('time', 'memory') if m.group in axes else ():
+            if figure := _figure(m, measure):
+                curves.setdefault((m.group, m.name, m.mode, measure), {})[m.place] = figure
     found = []
-    for group in filter(lambda g: g.axis, groups):
-        mine = [m for m in measurements if m.group == group.key]
-        for name, mode in dict.fromkeys((m.name, m.mode) for m in mine):
-            of_one = [m for m in mine if (m.name, m.mode) == (name, mode)]
-            for measure in ('time', 'memory'):
-                values = {m.place: value for m in of_one if (value := _figure(m, measure))}
-                if len(values) > 1:
-                    x, y = np.log(list(values)), np.log(list(values.values()))
-                    fitted = float(np.polyfit(x, y, 1)[0])
-                    place = (group.key, name, mode, measure, group.axis)
-                    found.append(Slope(*place, fitted, min(values), max(values)))
+    for key, values in curves.items():
+        if len(values) > 1:
+            x, y = np.log(list(values)), np.log(list(values.values()))
+            slope = float(np.polyfit(x, y, 1)[0])
+            found.append(Slope(*key, axes[key[0]], slope, min(values), max(values)))
     return found
 
 
@@ -214,7 +203,7 @@ def _verdict(
     if ours is None or ours.left_out is not None:
         return Verdict(target)
     if target.kind == SLOPE:
-        key = (target.place[0], target.ours, target.mode, 'time')
+        key = (ours.group, ours.name, ours.mode, 'time')
         fitted = {(s.group, s.name, s.mode, s.measure): s.slope for s in slopes}
         return Verdict(target, fitted.get(key), ours=ours)
     measure = 'memory' if target.kind == MEMORY else 'time'

@@ -1,4 +1,4 @@
-"""The objects that MMEngine writes into checkpoints beside the weights, and how each is read.
+"""The objects other than weights that MMEngine writes into checkpoints, and how each is read.
 
 Where a class or function of NumPy or Python can do more than a checkpoint needs, a function of this
 module, which checks its arguments, takes its place.

@@ -7,9 +7,6 @@ from typing import Any
 def pretrained_files(cfg: Mapping) -> list[str]:
     """Checkpoints that the model is initialised from, each once.
 
-    Args:
-        cfg: the config.
-
     Returns:
         Paths and addresses.
     """
@@ -18,11 +15,7 @@ def pretrained_files(cfg: Mapping) -> list[str]:
 
 
 def drop_pretrained(cfg: Mapping) -> None:
-    """Removes every pretrained initialisation from the model's config, in place.
-
-    Args:
-        cfg: the config.
-    """
+    """Removes every pretrained initialisation from the model's config, in place."""
     for part in list(_initialised_parts(cfg['model'])):
         kept = [entry for entry in _entries(part) if not _is_pretrained(entry)]
         if len(kept) < len(_entries(part)):

@@ -1,8 +1,9 @@
 """Reader of PyTorch checkpoints that executes nothing a file contains.
 
-A pickle can name any function and have it called while it is read. Checkpoints often pickle objects
-beside the weights, which ``torch.load(weights_only=True)`` refuses, and torch 2.1 has no way to
-allow them. This reader looks up listed names only, with the same result in all versions of torch.
+A pickle can name any function and have it called while it is read. In addition to the weights,
+checkpoints often contain objects that ``torch.load(weights_only=True)`` refuses, and torch 2.1 has
+no way to allow them. This reader looks up listed names only, with the same result in all versions
+of torch.
 """
 
 import pickle

@@ -13,7 +13,8 @@ COUNTER = 'num_batches_tracked'  # of BatchNorm; inference does not read it
 def load_model_weights(model: nn.Module, checkpoint: Mapping, source: str) -> None:
     """Loads a checkpoint into the whole model that it was saved from.
 
-    The backbone is switched to the deploy form if the checkpoint has that form.
+    The backbone is switched to the deploy form if the checkpoint has that form, and position tables
+    for other windows or image sizes are resized.
 
     Args:
         model: the model, in training form.
@@ -29,8 +30,9 @@ def load_model_weights(model: nn.Module, checkpoint: Mapping, source: str) -> No
 def load_backbone_weights(backbone: nn.Module, checkpoint: Mapping, source: str) -> None:
     """Loads a backbone's weights from a checkpoint of a whole model or of a backbone.
 
-    Output norms, which differ from task to task, may be missing, and weights of stages that the
-    backbone does not have are ignored.
+    Output norms, which differ from task to task, may be missing, weights of stages that the
+    backbone does not have are ignored, and position tables for other windows or image sizes are
+    resized.
 
     Args:
         backbone: the backbone, in training form.
@@ -68,6 +70,8 @@ def _load(
     source: str,
     optional: tuple[str, ...] = (),
 ) -> None:
+    if hasattr(backbone, 'resize_tables'):
+        backbone.resize_tables(state, '' if backbone is model else 'backbone.')
     total, misfits = len(model.state_dict()), list(_misfits(model, state, optional))
     if misfits and hasattr(backbone, 'switch_to_deploy'):
         backbone.switch_to_deploy()

@@ -36,11 +36,7 @@ def check_destination(dst: str | Path, force: bool = False) -> Path:
 
 @contextmanager
 def written_atomically(dst: Path) -> Iterator[Path]:
-    """Yields a temporary file to write, which replaces ``dst`` if the block raises no error.
-
-    Args:
-        dst: the file.
-    """
+    """Yields a temporary file to write, which replaces ``dst`` if the block raises no error."""
     handle, name = tempfile.mkstemp(prefix=f'.{dst.name}.', dir=dst.parent)
     os.close(handle)
     temporary = Path(name)

@@ -28,18 +28,14 @@ LUMA_WEIGHTS = np.sqrt(3 * np.array([0.114, 0.587, 0.299]))
 class Scene:
     """One rendered picture and its labels.
 
-    Attributes:
-        image: BGR picture, ``(size, size, 3)`` uint8.
-        background: Index into ``BACKGROUND_CLASSES`` per pixel, ``(size, size)`` uint8.
-        owner: The visible shape at each position of the supersampled grid, uint8; 0 is the
-            background and ``k`` is the ``k``-th shape drawn.
-        categories: Index into ``SHAPE_CLASSES`` of each shape, farthest first.
+    ``owner`` is the visible shape at each position of the supersampled grid: 0 is the background
+    and ``k`` is the ``k``-th shape drawn.
     """
 
-    image: np.ndarray
-    background: np.ndarray
-    owner: np.ndarray
-    categories: list[int] = field(default_factory=list)
+    image: np.ndarray  # BGR (size, size, 3), uint8
+    background: np.ndarray  # index into BACKGROUND_CLASSES per pixel, (size, size), uint8
+    owner: np.ndarray  # uint8
+    categories: list[int] = field(default_factory=list)  # into SHAPE_CLASSES, farthest first
 
 
 def render_scene(rng: np.random.Generator, size: int, shapes: list[tuple[int, float]]) -> Scene:

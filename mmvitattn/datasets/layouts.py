@@ -13,23 +13,14 @@ CIFAR10_BATCH_BYTES = 30_000_000  # 10,000 pictures of 3,072 bytes, and their la
 
 @dataclass(frozen=True)
 class Layout:
-    """Files and folders of a data set.
+    """Files and folders of a data set."""
 
-    Attributes:
-        title: name for messages.
-        root: folder that the configs expect, relative to the working directory.
-        tree: example paths, one per line.
-        download: source of the official files.
-        find_problems: yields one line for each problem of a folder.
-        summarize: contents of a correct folder, in one line.
-    """
-
-    title: str
-    root: str
-    tree: str
-    download: str
-    find_problems: Callable[[Path], Iterator[str]]
-    summarize: Callable[[Path], str]
+    title: str  # for messages
+    root: str  # folder that the configs expect, relative to the working directory
+    tree: str  # example paths, one per line
+    download: str  # source of the official files
+    find_problems: Callable[[Path], Iterator[str]]  # yields a line for each problem of a folder
+    summarize: Callable[[Path], str]  # describes a correct folder in one line
 
     def describe(self, root: str | Path) -> str:
         """Expected files at ``root`` and their download, as indented text."""

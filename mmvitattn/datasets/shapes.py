@@ -24,13 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ._shapes_render import (
-    BACKGROUND_CLASSES,
-    SHAPE_CLASSES,
-    SUPERSAMPLE,
-    Scene,
-    render_scene,
-)
+from ._shapes_render import BACKGROUND_CLASSES, SHAPE_CLASSES, SUPERSAMPLE, Scene, render_scene
 
 __all__ = ['SEGMENTATION_CLASSES', 'SEGMENTATION_PALETTE', 'SHAPE_CLASSES', 'write_shapes']
 

@@ -39,9 +39,6 @@ TASKS: dict[str, type[Predictor]] = {
 def read_model_config(path: str | Path) -> Config:
     """Reads a config that has a model.
 
-    Args:
-        path: the file.
-
     Returns:
         The config.
 

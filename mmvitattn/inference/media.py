@@ -1,7 +1,7 @@
 """Images and videos for inference: finding, naming, reading and writing them."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -65,9 +65,7 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # '..' is resolved, links are not
 
 
-def name_outputs(
-    files: Sequence[Path], endings: Sequence[str], taken: Sequence[str] = ()
-) -> dict[Path, Path]:
+def name_outputs(files: Sequence[Path], endings: Sequence[str]) -> dict[Path, Path]:
     """Chooses a unique name for the results of each file.
 
     Subfolders of the files' common folder are kept; files whose names differ only in the extension
@@ -76,14 +74,13 @@ def name_outputs(
     Args:
         files: absolute paths, each once.
         endings: appended to a name to make the names of the results.
-        taken: names that no result may have.
 
     Returns:
         Relative paths without extension.
     """
     common = os.path.commonpath([file.parent for file in files])
     names: dict[Path, Path] = {}
-    used = {name.casefold() for name in taken}
+    used: set[str] = set()
     for file in files:
         base = file.relative_to(common).with_suffix('')
         suffix, number = file.suffix.lstrip('.').lower(), 1
@@ -99,9 +96,6 @@ def name_outputs(
 
 def read_image(path: Path) -> np.ndarray:
     """Reads an image. A truncated one is an error; OpenCV would fill the rest with grey.
-
-    Args:
-        path: the file.
 
     Returns:
         BGR, (H, W, 3), uint8, rotated as its EXIF data says.
@@ -122,26 +116,8 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def write_image(path: Path, image: np.ndarray) -> None:
-    """Writes an image, and creates its folder.
-
-    Args:
-        path: the file; its extension determines the format.
-        image: BGR or single-channel, (H, W, 3) or (H, W), uint8 or uint16.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), image):
-        raise OSError(f'{path} cannot be written')
-
-
 class VideoReader:
     """Frames of a video, one at a time.
-
-    Args:
-        path: the file.
 
     Raises:
         UnreadableError: if it cannot be opened.
@@ -162,46 +138,31 @@ class VideoReader:
             UnreadableError: if there are none, or clearly fewer than ``length``.
         """
         count = 0
-        try:
-            while True:
-                read, frame = self._capture.read()
-                if not read:
-                    break
-                count += 1
-                yield frame
-        finally:
-            self._capture.release()
+        while (frame := self._capture.read()[1]) is not None:
+            count += 1
+            yield frame
         if count == 0 or count < 0.9 * self.length:
             raise UnreadableError(f'{self._path}: only {count} of {self.length} frames can be read')
 
 
-class VideoWriter:
-    """Writes an MP4 file frame by frame; :meth:`close` it.
+def write_video(path: Path, rate: float, frames: Iterable[np.ndarray]) -> None:
+    """Writes an MP4 file frame by frame.
 
     Args:
         path: the file to write.
         rate: frames per second.
+        frames: BGR, (H, W, 3), all of the same size.
+
+    Raises:
+        OSError: if the file cannot be written.
     """
-
-    def __init__(self, path: Path, rate: float) -> None:
-        self._path, self._rate = path, rate
-        self._writer: cv2.VideoWriter | None = None
-
-    def write(self, frame: np.ndarray) -> None:
-        """Adds a frame, BGR, (H, W, 3), of the same size as the others.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        if self._writer is None:
+    writer = cv2.VideoWriter()
+    try:
+        for frame in frames:
             size = (frame.shape[1], frame.shape[0])
             code = cv2.VideoWriter.fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(str(self._path), code, self._rate, size)
-            if not self._writer.isOpened():
-                raise OSError(f'{self._path}: this OpenCV cannot write MP4 files')
-        self._writer.write(np.ascontiguousarray(frame))
-
-    def close(self) -> None:
-        """Completes the file."""
-        if self._writer is not None:
-            self._writer.release()
+            if not writer.isOpened() and not writer.open(str(path), code, rate, size):
+                raise OSError(f'{path}: this OpenCV cannot write MP4 files')
+            writer.write(np.ascontiguousarray(frame))
+    finally:
+        writer.release()

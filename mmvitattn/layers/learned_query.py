@@ -49,6 +49,7 @@ class QnALayer(nn.Module):
         torch.Size([8, 56, 56, 64])
     """
 
+    offset_tables = ('position_bias', 'position_bias_vectors', 'attention_scale')
     position_bias: nn.Parameter | None
     position_bias_vectors: nn.Parameter
     position_map: nn.Linear

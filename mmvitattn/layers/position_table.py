@@ -22,6 +22,8 @@ class PositionTable(nn.Module):
             table, for a map without variants or shared by all variants.
     """
 
+    grid_tables = ('table',)
+
     def __init__(
         self, grid_size: Sequence[int], channels: int, num_variants: int | None = None
     ) -> None:

@@ -1,4 +1,4 @@
-"""Up-sampling with learned queries (QnA paper, section 4: queries are free to be any number)."""
+"""Up-sampling with learned queries (QnA paper, section 4)."""
 
 import torch
 import torch.nn.functional as F

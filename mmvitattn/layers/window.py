@@ -27,6 +27,7 @@ class WindowAttention(nn.Module):
             or for an unknown ``position_bias``.
     """
 
+    offset_tables = ('position_bias',)
     relative_index: Tensor
     position_bias: nn.Parameter | None
 

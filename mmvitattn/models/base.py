@@ -7,16 +7,19 @@ maps are channels-last, (B, H, W, C): linear layers and LayerNorm then run witho
 convolutions read the same memory as (B, C, H, W) maps in channels_last format.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import OptionError
+from ..layers.load_tables import resize_tables
 from .options import resolve_out_indices
 
 
@@ -59,7 +62,7 @@ class PyramidBackbone(BaseModule):
         init_cfg: MMEngine's initialisation, e.g. ``dict(type='Pretrained', checkpoint=...)``.
 
     Raises:
-        ValueError: for out_indices or frozen_stages that do not exist.
+        OptionError: for out_indices or frozen_stages that do not exist.
     """
 
     arch_zoo: Mapping[str, Mapping] = {}
@@ -83,7 +86,7 @@ class PyramidBackbone(BaseModule):
         self.out_indices = resolve_out_indices(out_indices, len(channels))
         self.num_stages = max(self.out_indices) + 1
         if not -1 <= frozen_stages <= self.num_stages:
-            raise ValueError(
+            raise OptionError(
                 f'frozen_stages={frozen_stages} must lie in [-1, {self.num_stages}]: -1 none, '
                 f'0 the stem, k the stem and the first k of the {self.num_stages} stages in use'
             )
@@ -109,11 +112,11 @@ class PyramidBackbone(BaseModule):
             A copy of the settings.
 
         Raises:
-            ValueError: for an unknown name, missing or unknown keys, or lists of unequal length.
+            OptionError: for an unknown name, missing or unknown keys, or lists of unequal length.
         """
         if isinstance(arch, str):
             if arch not in cls.arch_zoo:
-                raise ValueError(
+                raise OptionError(
                     f'{cls.__name__}: unknown arch {arch!r}; choose one of '
                     f'{", ".join(cls.arch_zoo)}, or give a dict'
                 )
@@ -121,13 +124,13 @@ class PyramidBackbone(BaseModule):
         known = set(next(iter(cls.arch_zoo.values()))) | set(optional)
         missing, unknown = known - set(arch) - set(optional), set(arch) - known
         if missing or unknown:
-            raise ValueError(
+            raise OptionError(
                 f'{cls.__name__}: arch dict lacks {sorted(missing)} and has unknown keys '
                 f'{sorted(unknown)}; it takes {sorted(known)}'
             )
         lengths = {key: len(arch[key]) for key in cls.stage_keys if key in arch}
         if len(set(lengths.values())) > 1:
-            raise ValueError(
+            raise OptionError(
                 f'{cls.__name__}: each list of the arch dict needs one entry per stage, got '
                 f'{lengths} entries'
             )
@@ -196,6 +199,25 @@ class PyramidBackbone(BaseModule):
             if module is not self and hasattr(module, 'switch_to_deploy'):
                 module.switch_to_deploy()
         self.train(self.training)  # sets the mode of new modules and freezes them where needed
+
+    def resize_tables(self, state_dict: MutableMapping[str, Tensor], prefix: str = '') -> None:
+        """Resizes the tables of a state dict for other windows or images, in place, and logs it.
+
+        Loading the state dict into the backbone, or into a model that contains it, does so.
+
+        Args:
+            state_dict: the weights.
+            prefix: prefix of the backbone's parameters in the state dict.
+        """
+        resized = resize_tables(self, state_dict, prefix)
+        if resized:
+            print_log(f'position tables resized to the windows of this model: {resized}', 'current')
+
+    def _load_from_state_dict(
+        self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self.resize_tables(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay.

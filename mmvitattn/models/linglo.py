@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from ..errors import OptionError
 from ..layers import PositionTable
 from ..registry import register_model
 from .base import PyramidBackbone
@@ -60,7 +61,7 @@ class LinGlo(PyramidBackbone):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: for an unknown arch or options that do not fit it.
+        OptionError: for an unknown arch or options that do not fit it.
 
     Example:
         >>> features = LinGlo('b0')(torch.rand(1, 3, 224, 224))
@@ -107,7 +108,9 @@ class LinGlo(PyramidBackbone):
         settings = self.resolve_arch(arch, optional=('drop_path_rate',))
         channels = settings['channels']
         if patch_size < 1:
-            raise ValueError(f'LinGlo: patch_size={patch_size} must be a positive number of pixels')
+            raise OptionError(
+                f'LinGlo: patch_size={patch_size} must be a positive number of pixels'
+            )
         stride_step = 1 if downsample is None else 2
         strides = [patch_size * stride_step**i for i in range(len(channels))]
         super().__init__(

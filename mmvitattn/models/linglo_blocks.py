@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, nn
 from torchvision.ops import SqueezeExcitation, StochasticDepth
 
+from ..errors import OptionError
 from ..layers import FFN, RPCPE, ConvEmbed, GlobalAttention, KeyOnlyAttention
 from ..layers.init import he_normal_fan_out_, trunc_normal_
 from ..layers.patch_embed import PatchEmbed
@@ -81,11 +82,7 @@ class LinGloConvBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        ffn_ratio: float,
-        drop_path: float = 0.0,
-        cpe: Mapping = RP_CPE,
+        self, channels: int, ffn_ratio: float, drop_path: float = 0.0, cpe: Mapping = RP_CPE
     ) -> None:
         super().__init__()
         hidden = int(channels * ffn_ratio)
@@ -122,13 +119,13 @@ def make_downsample(embed: Embed | None, in_channels: int, channels: int) -> nn.
     """LayerNorm, then an embedding of stride 2, between two stages; the identity for ``None``.
 
     Raises:
-        ValueError: for ``None`` between stages with different channels.
+        OptionError: for ``None`` between stages with different channels.
     """
     if embed is not None:
         norm = nn.LayerNorm(in_channels, eps=NORM_EPS)
         return nn.Sequential(norm, embed(in_channels, channels, 2))
     if in_channels != channels:
-        raise ValueError(
+        raise OptionError(
             f'LinGlo: downsample=None needs equal channels in all stages, got {in_channels} and '
             f'{channels}'
         )
@@ -139,30 +136,32 @@ def cpe_options(position: str | Mapping | None) -> Mapping | None:
     """Options of RPCPE for a key of ``POSITIONS`` or a mapping; ``None`` for no RPCPE.
 
     Raises:
-        ValueError: for unknown names or options.
+        OptionError: for unknown names or options.
     """
     if not isinstance(position, Mapping):
         return choose('LinGlo', 'position', position, POSITIONS)
     if not set(position) <= set(CPE_OPTIONS):
-        raise ValueError(f'LinGlo: position={dict(position)} may set only {", ".join(CPE_OPTIONS)}')
+        raise OptionError(
+            f'LinGlo: position={dict(position)} may set only {", ".join(CPE_OPTIONS)}'
+        )
     return {**RP_CPE, **position}
 
 
 def check_layout(layout: str | None, num_stages: int, cpe: Mapping | None) -> str:
-    """One letter of ``LAYOUT`` for each stage; ``None`` stands for hybrid stages.
+    """One letter of ``LAYOUT`` for each stage; ``None`` means hybrid stages.
 
     Raises:
-        ValueError: for unknown letters, a wrong number of them, or 'C' without RPCPE.
+        OptionError: for unknown letters, a wrong number of them, or 'C' without RPCPE.
     """
     if layout is None:
         return 'H' * num_stages
     if len(layout) != num_stages or not set(layout) <= set(LAYOUT):
-        raise ValueError(
+        raise OptionError(
             f'LinGlo: layout={layout!r} must have one letter for each of {num_stages} stages: '
             'H (hybrid), C (convolutional)'
         )
     if 'C' in layout and cpe is None:
-        raise ValueError(
+        raise OptionError(
             f'LinGlo: layout={layout!r} needs a position encoding by convolutions, which is part '
             "of its convolutional blocks, e.g. position='rp_cpe'"
         )

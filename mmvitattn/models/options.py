@@ -3,16 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import OptionError
+
 
 def choose(family: str, option: str, value: Any, choices: Mapping) -> Any:
     """The entry of ``choices`` for the value of an option of the class named ``family``.
 
     Raises:
-        ValueError: if the value is not in ``choices``.
+        OptionError: if the value is not in ``choices``.
     """
     if value not in list(choices):  # a list, since the value may be unhashable
         known = ', '.join(map(repr, choices))
-        raise ValueError(f'{family}: {option}={value!r} must be one of {known}')
+        raise OptionError(f'{family}: {option}={value!r} must be one of {known}')
     return choices[value]
 
 
@@ -27,7 +29,7 @@ def resolve_out_indices(
         num_stages: number of stages.
 
     Raises:
-        ValueError: if there are no indices, one is out of range or occurs twice.
+        OptionError: if there are no indices, one is out of range or occurs twice.
     """
     if out_indices is None:
         return tuple(range(num_stages))
@@ -38,7 +40,7 @@ def resolve_out_indices(
         or len(set(resolved)) < len(resolved)
         or not all(0 <= i < num_stages for i in resolved)
     ):
-        raise ValueError(
+        raise OptionError(
             f'out_indices={out_indices} must be distinct and lie in '
             f'[{-num_stages}, {num_stages - 1}]: there are {num_stages} stages'
         )
@@ -56,11 +58,11 @@ def per_stage(name: str, sizes: int | Sequence[int], num_stages: int) -> tuple[i
     """One size for each stage, from one size for all stages or one per stage.
 
     Raises:
-        ValueError: for another number of sizes; the message contains ``name``.
+        OptionError: for another number of sizes; the message contains ``name``.
     """
     sizes = (sizes,) * num_stages if isinstance(sizes, int) else tuple(sizes)
     if len(sizes) != num_stages:
-        raise ValueError(
+        raise OptionError(
             f'{name} must be one number or one for each of {num_stages} stages: {sizes}'
         )
     return sizes

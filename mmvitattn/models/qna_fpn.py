@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from ..layers import QnAUpsample
 from ..registry import register_model
 
@@ -46,7 +47,7 @@ class QnAFPN(nn.Module):
         num_queries: learned queries for each position of the finer map.
 
     Raises:
-        ValueError: if ``start_level`` or ``num_outs`` does not fit the inputs, or
+        OptionError: if ``start_level`` or ``num_outs`` does not fit the inputs, or
             ``add_extra_convs`` is unknown.
     """
 
@@ -64,14 +65,14 @@ class QnAFPN(nn.Module):
         super().__init__()
         used = list(in_channels)[start_level:]
         if not used or start_level < 0 or num_outs < len(used):
-            raise ValueError(
+            raise OptionError(
                 f'QnAFPN: start_level={start_level} and num_outs={num_outs} do not fit '
                 f'{len(in_channels)} inputs'
             )
         if add_extra_convs is True:
             add_extra_convs = 'on_input'
         if add_extra_convs and add_extra_convs not in EXTRA_SOURCES:
-            raise ValueError(
+            raise OptionError(
                 f'QnAFPN: add_extra_convs={add_extra_convs!r}; choose one of {EXTRA_SOURCES}, or '
                 'False'
             )

@@ -4,6 +4,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..errors import OptionError
 from ..layers.init import lecun_normal_
 from ..layers.position_table import resize_table
 from ..ops import learned_query_scores
@@ -28,7 +29,7 @@ class QnAPooling(BaseModule):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: if ``num_heads`` does not divide ``in_channels``, or a number is less than 1.
+        OptionError: if ``num_heads`` does not divide ``in_channels``, or a number is less than 1.
 
     Example:
         >>> QnAPooling(512, num_heads=64, map_size=7)((torch.rand(8, 512, 7, 7),))[0].shape
@@ -46,11 +47,11 @@ class QnAPooling(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if num_heads < 1 or in_channels % num_heads:
-            raise ValueError(
+            raise OptionError(
                 f'QnAPooling: num_heads={num_heads} must divide in_channels={in_channels}'
             )
         if map_size < 1 or num_queries < 1:
-            raise ValueError(
+            raise OptionError(
                 f'QnAPooling: map_size={map_size} and num_queries={num_queries} must be at least 1'
             )
         self.num_heads, self.map_size, self.skip = num_heads, map_size, skip

@@ -145,8 +145,8 @@ class QnAViT(PyramidBackbone):
         kernel_sizes: odd window side of learned-query attention, one or one per stage; default: the
             arch's own.
         window_sizes: window side of window self-attention, one or one per stage; default: the
-            arch's own. ``tools/model_converters/qna_flax_to_mm.py`` converts weights to other
-            sizes.
+            arch's own. The tables of weights for other sizes are resized when they are loaded, like
+            those for other ``kernel_sizes``.
         num_queries: learned queries of each layer.
         normalize_queries: whether the learned queries are divided by their norm, one or one per
             stage; a down-sampling block belongs to the stage before it.
@@ -166,7 +166,7 @@ class QnAViT(PyramidBackbone):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: for an unknown arch or options that do not fit it.
+        OptionError: for an unknown arch or options that do not fit it.
 
     Example:
         >>> features = QnAViT('tiny')(torch.rand(1, 3, 224, 224))

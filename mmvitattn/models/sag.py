@@ -76,7 +76,7 @@ class SAGViT(PyramidBackbone):
         init_cfg: MMEngine's initialisation config.
 
     Raises:
-        ValueError: for an unknown arch or options that do not fit it.
+        OptionError: for an unknown arch or options that do not fit it.
 
     Example:
         >>> features = SAGViT('small', out_indices=(0, 1, 2))(torch.rand(1, 3, 224, 224))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from ..errors import OptionError
 from ..layers import (
     FFN,
     ConvEmbed,
@@ -145,14 +146,14 @@ POSITIONS = {'per_variant': True, 'shared': False}
 
 
 def check_num_shifts(num_shifts: int, most_shifts: int, local: str | None) -> None:
-    """Raises a ValueError unless ``local`` uses shifts and the arch has enough of them."""
+    """Raises an OptionError unless ``local`` uses shifts and the arch has enough of them."""
     if not LOCALS[local].has_variants:
-        raise ValueError(
+        raise OptionError(
             f'SAGViT: num_shifts={num_shifts}, but there are no shifts with local={local!r}; '
             'omit num_shifts'
         )
     if num_shifts not in range(1, most_shifts + 1):
-        raise ValueError(
+        raise OptionError(
             f'SAGViT: num_shifts={num_shifts} must lie in [1, {most_shifts}]: the arch has '
             f'{most_shifts} shifts'
         )

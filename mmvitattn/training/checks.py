@@ -14,6 +14,7 @@ from ..checkpoint import load_checkpoint
 from ..checkpoint.pretrained import pretrained_files
 from ..datasets.layouts import LAYOUTS
 from ..errors import UsageError
+from ..official import official_weights_for
 
 SPLITS = ('train', 'val', 'test')
 
@@ -113,11 +114,12 @@ def check_pretrained(cfg: Mapping, config_file: str | Path) -> None:
     """
     for path in pretrained_files(cfg):
         if '://' not in path and not Path(path).is_file():
+            official = official_weights_for(path)
             raise UsageError(
                 f'the pretrained weights {path} are not there. Either\n'
                 f'  train them: {_classifier_hint(path, Path(config_file))}\n'
-                '  or convert official weights, if there are any: see tools/model_converters/\n'
-                '  or start without them: --from-scratch'
+                + (f'or use the official ones:\n{official.describe()}\n' if official else '')
+                + 'or start without them: --from-scratch'
             )
 
 

@@ -61,13 +61,7 @@ class LayerDecayOptimWrapperConstructor(WeightDecayOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: bool | None = None,
     ) -> None:
-        """Adds the parameters of a module, in groups of equal options.
-
-        Args:
-            params: parameter groups, extended in place.
-            module: the model, or, called by MMEngine, a part of it.
-            prefix: name of the part; empty for the model.
-            is_dcn_module: whether the part belongs to a deformable convolution.
+        """See the base class; parameters with equal options share a group.
 
         Raises:
             TypeError: if the model has no backbone with ``get_layer_depth``.
@@ -109,7 +103,7 @@ def find_backbone(model: nn.Module) -> tuple[Any, str]:
         model: a model with a ``backbone``, or a bare backbone.
 
     Returns:
-        The backbone, and what stands before its parameters' names in the model.
+        The backbone, and the prefix of its parameters' names in the model.
 
     Raises:
         TypeError: if there is none with ``get_layer_depth``.

@@ -27,18 +27,12 @@ class RunLog:
     """Log of one run, including its restarts.
 
     A restart that resumes from an earlier checkpoint replaces what was logged after it.
-
-    Attributes:
-        name: of the run.
-        curves: curve of each key.
-        metrics: the keys that validation logged.
-        iterations_per_epoch: ``None`` for an iteration-based run.
     """
 
     name: str
     curves: dict[str, Curve]
-    metrics: set[str]
-    iterations_per_epoch: int | None
+    metrics: set[str]  # the keys that validation logged
+    iterations_per_epoch: int | None  # None for an iteration-based run
 
     def positions(self, key: str, by_epoch: bool) -> list[float]:
         """Positions of the values of a curve, in epochs or iterations."""
@@ -67,29 +61,27 @@ def read_run(run: str | Path, name: str | None = None) -> RunLog:
         files = [run]
     else:
         raise UsageError(f'there is no run {run}: give a work dir or its {SCALARS}')
-    starts = [entries for file in files if (entries := _read_entries(file))]
+    starts = [_read_entries(file) for file in files]
     starts = [entries for entries in starts if any('iter' in entry for entry in entries)]
     if not starts:
         raise UsageError(f'{run} has logged no training: there is no {SCALARS} with iterations')
     per_epoch = _iterations_per_epoch(entry for entries in starts for entry in entries)
-    points: dict[str, dict[int, float]] = defaultdict(dict)
-    metrics: set[str] = set()
+    log: list[tuple[int, dict]] = []  # iterations and entries
     for entries in starts:
         first = min(entry['step'] for entry in entries if 'iter' in entry)
-        for known in points.values():  # repeated by this start
-            for iteration in [i for i in known if i >= first]:
-                del known[iteration]
-        for entry in entries:
-            iteration, validation = _iteration(entry, per_epoch)
-            for key, value in entry.items():
-                if key not in POSITIONS and not (validation and key in TIMES):
-                    points[key][iteration] = value
-                    metrics.update([key] if validation else [])
-    curves = {
-        key: Curve(*map(list, zip(*sorted(known.items()), strict=True)))
-        for key, known in points.items()
-        if known
-    }
+        log = [(iteration, entry) for iteration, entry in log if iteration < first]
+        for entry in entries:  # the step of validation may be an epoch
+            factor = 1 if 'iter' in entry else per_epoch or 1
+            log.append((entry['step'] * factor, entry))
+    points: dict[str, dict[int, float]] = defaultdict(dict)
+    metrics: set[str] = set()
+    for iteration, entry in log:
+        ignored = POSITIONS if 'iter' in entry else POSITIONS + TIMES
+        scalars = {key: value for key, value in entry.items() if key not in ignored}
+        metrics.update(() if 'iter' in entry else scalars)
+        for key, value in scalars.items():
+            points[key][iteration] = value
+    curves = {key: Curve(list(known), list(known.values())) for key, known in points.items()}
     return RunLog(name or run.resolve().name, curves, metrics, per_epoch)
 
 
@@ -124,10 +116,3 @@ def _iterations_per_epoch(entries: Iterable[dict]) -> int | None:
         return None
     lengths = [first[e + 1] - first[e] for e in first if e + 1 in first]
     return int(statistics.median(lengths)) if lengths else max(1, round(last))
-
-
-def _iteration(entry: dict, per_epoch: int | None) -> tuple[int, bool]:
-    """Iteration of an entry, and whether validation logged it; its step is then an epoch."""
-    if 'iter' in entry:
-        return entry['step'], False
-    return entry['step'] * (per_epoch or 1), True

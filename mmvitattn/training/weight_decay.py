@@ -1,4 +1,4 @@
-"""Weight decay as the parts of a model ask for it."""
+"""Weight decay, except for the parameters that the parts of a model exclude."""
 
 import logging
 from collections.abc import Iterator
@@ -69,11 +69,7 @@ class WeightDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def parameters_without_decay(model: nn.Module) -> Iterator[Tensor]:
-    """The parameters that parts of a model name in ``no_weight_decay()``.
-
-    Args:
-        model: any model.
-    """
+    """The parameters that parts of a model name in ``no_weight_decay()``."""
     for part in model.modules():
         no_weight_decay = getattr(part, 'no_weight_decay', None)
         if callable(no_weight_decay):

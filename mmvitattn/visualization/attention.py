@@ -10,7 +10,7 @@ from .capture import CapturedLayer, capture_attention
 from .positions import Position, default_positions
 from .saliency import draw_saliency, draw_saliency_overview
 from .scene import Scene
-from .shifts import draw_shifts
+from .shifts import draw_shifts, draw_variants
 from .windows import draw_windows, draw_windows_overview
 
 
@@ -24,13 +24,14 @@ def draw_attention(
         image: the normalised image, (1, C, H, W); padding on the right and the bottom is not
             drawn.
         scene: the same image as background of the figures.
-        positions: centres (x, y) of the windows to draw, in pixels of ``scene``; default: strong
-            corners.
+        positions: centres (x, y) of the windows or of the patch to draw, in pixels of ``scene``;
+            default: strong corners.
 
     Returns:
         File names without suffix and figures, each drawn when it is requested: for key-only
         attention an overview and one figure per stage, for learned-query attention an overview and
-        one figure per layer, for local attention over shifts one figure.
+        one figure per layer, for local attention over shifts one figure of the attention and one of
+        the shifted variants at the first position.
 
     Raises:
         ValueError: if the backbone rejects the image.
@@ -56,3 +57,4 @@ def _draw(
     for layer in layers:
         if isinstance(layer.layer, LocalShiftAttention):
             yield 'shifts', draw_shifts(scene, layer)
+            yield 'variants', draw_variants(scene, layer, positions[0])

@@ -45,6 +45,7 @@ class CapturedLayer(NamedTuple):
     inputs: Tensor  # (1, H, W, C), with a leading axis of variants for local shifts
     grid: Grid  # of the layer's output
     shifts: Sequence[tuple[int, int]] = ()  # (down, right) in pixels, for local shifts
+    border: str = ''  # of the shifts: 'extend', 'roll' or 'reflect'
 
     @property
     def title(self) -> str:
@@ -83,13 +84,15 @@ def capture_attention(backbone: nn.Module, image: Tensor) -> list[CapturedLayer]
     """
     captured: list[CapturedLayer] = []
     shifts = getattr(backbone.stem, 'shifts', ())
+    border = getattr(backbone.stem, 'border', 'reflect' if shifts else '')
 
     def record(name: str):
         stage, block = _stage_and_block(name)
         grid = grid_of(backbone, stage, image.shape[2:])
 
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            captured.append(CapturedLayer(stage, block, layer, inputs[0].detach(), grid, shifts))
+            x = inputs[0].detach()
+            captured.append(CapturedLayer(stage, block, layer, x, grid, shifts, border))
 
         return hook
 

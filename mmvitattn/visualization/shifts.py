@@ -1,4 +1,4 @@
-"""Local attention over shifts: where each patch looks, as colours and arrows.
+"""Local attention over shifts: the shifted variants of a picture, and where each patch looks.
 
 A shift of the image by (down, right) pixels makes a patch see what lay that far up and left of it.
 """
@@ -10,11 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .capture import CapturedLayer, Grid
+from .positions import Position
 from .scene import NORMAL, SMALL, TINY, Scene, show
 
 PANEL = 2.6  # width of a panel in inches
 COLUMNS = 4  # heads side by side
 MOST_ARROWS = 16  # on the longer side
+VARIANT_COLUMNS = 6
+EXCERPT = 24  # least side of the excerpt of the variants, in pixels
+EXCERPT_PATCHES = 6  # and in patches
 ARROW = '#00327d'
 UNSHIFTED = '#dddddd'
 # Okabe and Ito's colours for the directions in steps of 45 degrees, from right over down.
@@ -39,6 +43,64 @@ def shift_colours(looks: np.ndarray) -> np.ndarray:
         for strength, t in zip(np.linspace(1, 0.4, len(inside))[::-1], inside, strict=True):
             chosen[t] = 1 - strength * (1 - hue)
     return chosen
+
+
+def shift_picture(
+    picture: np.ndarray, shift: tuple[int, int], border: str, stride: int
+) -> np.ndarray:
+    """The picture as the embedding of one variant sees it.
+
+    Args:
+        picture: (H, W, 3).
+        shift: pixels (down, right).
+        border: 'reflect' fills with the reflection; any other continues on the opposite side, as
+            'extend' and 'roll' do.
+        stride: to a multiple of which the picture is padded with zeros on the right and the bottom.
+
+    Returns:
+        The shifted picture, of the padded size.
+    """
+    (down, right), (height, width) = shift, picture.shape[:2]
+    padding = ((0, -height % stride), (0, -width % stride), (0, 0))
+    if border != 'reflect':
+        return np.roll(np.pad(picture, padding), shift, axis=(0, 1))
+    around = [(max(n, 0), max(-n, 0)) for n in shift]
+    filled = np.pad(picture, (*around, (0, 0)), mode='reflect')
+    top, left = max(-down, 0), max(-right, 0)
+    return np.pad(filled[top : top + height, left : left + width], padding)
+
+
+def draw_variants(scene: Scene, layer: CapturedLayer, position: Position) -> Figure:
+    """The variants of the patch at a position (x, y) and of those around it (SAG, figure 1)."""
+    step, (rows, columns) = layer.grid.step, layer.inputs.shape[-3:-1]
+    row, column = layer.grid.nearest(*position, rows, columns)
+    patches = min(max(EXCERPT_PATCHES, -(-EXCERPT // step)), rows, columns)
+    first_row = min(max(row - patches // 2, 0), rows - patches)
+    first_column = min(max(column - patches // 2, 0), columns - patches)
+    left, top, side = first_column * step, first_row * step, patches * step
+    panels = 1 + len(layer.shifts)
+    lines = -(-panels // VARIANT_COLUMNS)
+    size = (0.7 * PANEL * VARIANT_COLUMNS, (0.7 * PANEL + 0.25) * lines + 0.5)
+    caption = 'outlined: one patch; the unshifted variant attends to all of them, itself included'
+    figure = scene._replace(caption=caption).figure(
+        f'SAG: the {len(layer.shifts)} variants of a picture, shifted by pixels (down, right)', size
+    )
+    axes = figure.subplots(lines, VARIANT_COLUMNS, squeeze=False).flat
+    for ax in axes:
+        ax.set_axis_off()
+    show(axes[0], scene.picture)
+    axes[0].set_title('picture and excerpt', fontsize=NORMAL)
+    axes[0].add_patch(Rectangle((left, top), side, side, fill=False, ec='red', lw=1.5))
+    for ax, shift in zip(axes[1:panels], layer.shifts, strict=True):
+        show(ax, shift_picture(scene.picture, shift, layer.border, step))
+        ax.set_xlim(left, left + side)
+        ax.set_ylim(top + side, top)
+        ax.hlines(range(top, top + side + 1, step), left, left + side, color='white', lw=0.5)
+        ax.vlines(range(left, left + side + 1, step), top, top + side, color='white', lw=0.5)
+        corner = (column * step, row * step)
+        ax.add_patch(Rectangle(corner, step, step, fill=False, ec='red', lw=1.5))
+        ax.set_title(str(shift), fontsize=NORMAL)
+    return figure
 
 
 def draw_shifts(scene: Scene, layer: CapturedLayer) -> Figure:

@@ -8,12 +8,11 @@ from PIL import Image
 from mmvitattn.errors import UnreadableError, UsageError
 from mmvitattn.inference.media import (
     VideoReader,
-    VideoWriter,
     check_out_dir,
     find_inputs,
     name_outputs,
     read_image,
-    write_image,
+    write_video,
 )
 
 
@@ -53,9 +52,9 @@ def test_no_result_has_the_name_of_another():
     assert str(names[files[0]]) == 'a/1' and str(names[files[1]]) == 'b/1'
     assert str(names[files[2]]) == 'b/1_png'
     # What one picture's label map is called may be another picture's name.
-    files = [Path('/data/x.jpg'), Path('/data/x.labels.png'), Path('/data/overview.jpg')]
-    names = name_outputs(files, ['.png', '.labels.png'], taken=['overview.png'])
-    assert [str(names[f]) for f in files] == ['x', 'x.labels_png', 'overview_jpg']
+    files = [Path('/data/x.jpg'), Path('/data/x.labels.png'), Path('/data/other.jpg')]
+    names = name_outputs(files, ['.png', '.labels.png'])
+    assert [str(names[f]) for f in files] == ['x', 'x.labels_png', 'other']
 
 
 def test_pictures_are_turned_as_their_exif_data_says(tmp_path):
@@ -76,7 +75,7 @@ def test_every_kind_becomes_three_channels_of_8_bits(name, tmp_path):
         cv2.imwrite(str(tmp_path / name), rng.integers(0, 65535, (9, 8), np.uint16))
     else:
         channels = dict(grey=1, alpha=4, x=3)[name.split('.')[0]]
-        write_image(tmp_path / name, rng.integers(0, 255, (9, 8, channels), np.uint8))
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (9, 8, channels), np.uint8))
     image = read_image(tmp_path / name)
     assert image.shape == (9, 8, 3) and image.dtype == np.uint8
 
@@ -84,7 +83,7 @@ def test_every_kind_becomes_three_channels_of_8_bits(name, tmp_path):
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp'])
 def test_cut_off_pictures_are_noticed(suffix, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    write_image(tmp_path / f'whole{suffix}', image)
+    cv2.imwrite(str(tmp_path / f'whole{suffix}'), image)
     content = (tmp_path / f'whole{suffix}').read_bytes()
     cut = tmp_path / f'cut{suffix}'
     cut.write_bytes(content[: len(content) // 2])
@@ -97,10 +96,8 @@ def test_cut_off_pictures_are_noticed(suffix, tmp_path):
 
 @pytest.mark.parametrize('size', [(48, 64), (45, 63)])
 def test_videos_pass_through_frame_by_frame(size, tmp_path):
-    writer = VideoWriter(tmp_path / 'video.mp4', 12.0)
-    for level in (50, 120, 200):
-        writer.write(np.full((*size, 3), level, np.uint8))
-    writer.close()
+    frames = (np.full((*size, 3), level, np.uint8) for level in (50, 120, 200))
+    write_video(tmp_path / 'video.mp4', 12.0, frames)
     reader = VideoReader(tmp_path / 'video.mp4')
     assert reader.rate == pytest.approx(12.0) and reader.length == 3
     frames = list(reader)

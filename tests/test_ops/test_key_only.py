@@ -106,7 +106,7 @@ def test_half_precision_is_finite_for_huge_scores(dtype, autocast):
     arguments = make_arguments(2, 49, 2, 8, dtype=torch.float32)
     arguments[1].mul_(1e4)
     if autocast and dtype == torch.float16 and torch.__version__ < '2.2':
-        pytest.skip('CPU autocast takes bfloat16 alone in this torch')
+        pytest.skip('CPU autocast supports only bfloat16 in this torch')
     if not autocast:
         arguments = [
             tuple(t.to(dtype) for t in a) if isinstance(a, tuple) else a.to(dtype)

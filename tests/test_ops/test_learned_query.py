@@ -106,7 +106,7 @@ def test_float32_is_exact_for_scores_of_any_size(bound, kernel_size):
     actual = learned_query_attention(*single, kernel_size)
     expected = reference(*double, kernel_size)
     assert relative_difference(actual, expected) < 1e-5
-    # Windows of the lower half alone, so that the others' size hides nothing.
+    # Only windows of the lower half, so that the others' size hides nothing.
     assert relative_difference(actual[:, :, 12:], expected[:, :, 12:]) < 1e-5
     direction = torch.ones_like(actual)
     for a, e in zip(

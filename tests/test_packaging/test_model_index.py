@@ -5,12 +5,17 @@ import re
 import pytest
 from mmengine.config import Config
 
+from mmvitattn.official import DATA as OFFICIAL_DATA
+from mmvitattn.official import OFFICIAL
+
 index = pytest.importorskip('modelindex.load_model_index')
 REPRESENTATIVES = {
     'linglo_b0_8xb128_in1k',
     'sag_tiny_8xb92_cifar100',
     'retinanet_linglo_b0_fpn_1x_coco',
     'semfpn_sag_tiny_40k_ade20k',
+    'detr_r50_150e_coco',
+    'qna_vit_base_8xb128-ft-30e_in1k-384',
 }
 DATA = {
     'ImageNet': 'ImageNet-1k',
@@ -45,14 +50,30 @@ def test_every_config_is_in_the_index_once(root, models):
 def test_what_mim_reads(models):
     """MIM joins lists of strings, and walks over Results also where there are none."""
     for model in models.values():
-        assert model.in_collection in ('LinGlo', 'QnA-ViT', 'SAG')
+        assert model.in_collection in ('DETR', 'LinGlo', 'QnA-ViT', 'SAG')
         assert model.weights is None  # until trained
         for value in model.metadata.data.values():
             if isinstance(value, list):
                 assert value and all(isinstance(item, str) for item in value)
         for result in model.results:
             assert result.dataset == model.metadata.data['Training Data']
-            assert all(key.endswith(' (paper)') for key in result.metrics)
+            assert all(key.endswith((' (paper)', ' (release)')) for key in result.metrics)
+
+
+def test_official_weights_are_named(models):
+    official = {entry.config: entry for entry in OFFICIAL}
+    assert set(official) <= set(models) and len(official) == len(OFFICIAL)
+    for name, model in models.items():
+        entry, source = official.get(name), model.full_model.data.get('Converted From')
+        if entry is None:
+            assert source is None
+            continue
+        assert source == dict(Weights=entry.release.weights, Code=entry.release.code)
+        (result,) = model.results
+        figures = {' (paper)': entry.paper, ' (release)': entry.readme}
+        expected = {f'Top 1 Accuracy{key}': value for key, value in figures.items() if value}
+        assert result.metrics == expected
+        assert OFFICIAL_DATA[entry.data].upper() == result.dataset.upper()
 
 
 def test_metadata_are_those_of_the_configs(root, models):

@@ -1,4 +1,4 @@
-"""The wheel: built offline from a copy of the sources, installed alone, used from elsewhere."""
+"""The wheel: built offline from a copy of the sources, installed and used in another folder."""
 
 import os
 import shutil

@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,7 +78,7 @@ def test_half_precision():
     assert any(m.difference for m in found)  # it did run in bfloat16
 
 
-@pytest.mark.parametrize('arch, side', [('small', 32), ('tiny', 40), ('CIFAR', 12)])
+@pytest.mark.parametrize('arch, side', [('small', 32), ('tiny', 40), ('cifar_tiny', 12)])
 def test_sag_one_by_one(arch, side):
     group = layers.sag_group({arch: side}, batch=2)
     ours, theirs = (output_and_grad(group, n, 'forward')[0] for n in group.cases[0].names)
@@ -249,12 +251,37 @@ def test_every_target_is_of_a_case_that_is_measured(quick):
             assert (*target.place, target.mode, name) in found, target
 
 
+def test_papers_batches_on_a_gpu():
+    """No limit on the size there: what does not fit into its memory is left out."""
+
+    def shapes(*arguments):
+        groups = {group.key: group for group in models.backbone_groups(False, 8, *arguments)}
+        figure_4, (cifar,) = groups['figure_4'].cases, groups['cifar'].cases
+        sides = {(case.size.batch, case.size.height): len(case.names) for case in figure_4}
+        return sides, (cifar.size.batch, cifar.size.height)
+
+    assert shapes() == ({(1, 224): 3, (1, 448): 3, (1, 896): 2, (1, 1344): 1}, (8, 32))
+    assert shapes(True) == ({(16, side): 3 for side in (224, 448, 896, 1344)}, (128, 32))
+    assert shapes(True, 4, (64, 2048)) == ({(4, 64): 3, (4, 2048): 3}, (128, 32))
+
+
+def test_what_does_not_fit_into_the_gpu_is_left_out(monkeypatch):
+    def fail(_):
+        raise torch.cuda.OutOfMemoryError('out of memory')
+
+    monkeypatch.setitem(measure.CONTESTANTS, 'too large', Contestant('Ours', fail))
+    small, large = run(make_group(('key-only', 'too large'), modes=('forward',)))
+    assert small.seconds and not large.seconds
+    assert large.left_out == 'the memory of the GPU does not suffice' and not large.failed
+
+
 @pytest.mark.parametrize('quick', [True, False])
 def test_every_group_names_contestants_that_exist(quick):
     groups = [
         *layers.attention_groups(quick, on_gpu=False),
         *layers.attention_groups(quick, on_gpu=True),
         *models.backbone_groups(quick, 8),
+        *models.backbone_groups(quick, 8, on_gpu=True),
         *models.detector_groups(quick, 1),
         *targets.Plan(quick).groups,
     ]
@@ -289,6 +316,17 @@ def test_one_group(run_tool, tmp_path):
     assert all(m['left_out'] is None and len(m['seconds']) == 2 for m in measured)
     assert all(m['peak_bytes'] is not None and m['flops'] > 0 for m in measured)
     assert '| 14 x 14 x 64, batch 1 | key-only |' in text and '## Slopes' in text
+
+
+def test_batches_and_rates_of_the_papers(run_tool, tmp_path):
+    options = ('--figure-4-batch', 2, '--figure-4-sides', 64, '--no-memory')
+    only = ('backbone', '--only', 'figure_4', 'cifar')
+    text, data = report_of(run_tool, tmp_path / 'new', *only, *options)
+    assert all(m['seconds'] for m in data['measurements'])
+    assert '| 64 x 64, batch 2 | LinGlo-b0, plain softmax |' in text
+    base = next(m for m in data['measurements'] if m['name'] == 'SAG-CIFAR-base')
+    row = re.search(r'\| SAG-CIFAR-base \| forward \| ([\d.]+) \| 276.8 \|', text)
+    assert float(row[1]) == pytest.approx(1 / np.median(base['seconds']), rel=0.01)
 
 
 def test_refusals_name_the_remedy(monkeypatch, root, tmp_path):

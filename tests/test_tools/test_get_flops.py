@@ -17,3 +17,9 @@ def test_one_config(run_tool):
 def test_unknown_config(run_tool):
     done = run_tool('get_flops', 'configs/nothing.py', status=2)
     assert 'there is no config' in done.stderr
+
+
+def test_image_too_small(run_tool):
+    config = 'configs/linglo_b0_8xb128_in1k.py'
+    done = run_tool('get_flops', config, '--shape', 10, 10, status=2)
+    assert 'error: LinGlo takes images of at least 32 x 32 pixels, got 10 x 10' in done.stderr

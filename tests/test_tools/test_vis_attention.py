@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from matplotlib import colors
 from mmengine.structures import BaseDataElement
 
@@ -12,7 +13,7 @@ from mmvitattn.models import LinGlo, QnAViT, SAGViT
 from mmvitattn.visualization import Scene, capture_attention, draw_attention
 from mmvitattn.visualization.capture import Grid, grid_of
 from mmvitattn.visualization.positions import default_positions, read_positions, to_network
-from mmvitattn.visualization.shifts import shift_colours
+from mmvitattn.visualization.shifts import shift_colours, shift_picture
 from mmvitattn.visualization.windows import windows_at
 
 from .conftest import TINY
@@ -147,8 +148,9 @@ def test_the_strongest_shift_gives_the_colour():
         return weights
 
     attention.attention_weights = always
-    (name, figure), *rest = draw_attention(model, torch.rand(1, 3, 64, 64), scene)
-    assert name == 'shifts' and not rest
+    figures = dict(draw_attention(model, torch.rand(1, 3, 64, 64), scene))
+    assert list(figures) == ['shifts', 'variants']
+    figure = figures['shifts']
     fields = [drawn for drawn, _ in drawn_maps(figure) if drawn.shape == (16, 16, 3)]
     assert len(fields) == 2
     looks = -np.array(shifts)[:, ::-1]
@@ -157,6 +159,35 @@ def test_the_strongest_shift_gives_the_colour():
         np.testing.assert_allclose(field, np.broadcast_to(shift_colours(looks)[2], field.shape))
     arrows = [c for ax in figure.axes for c in ax.collections if hasattr(c, 'U')]
     assert len(arrows) == 2 and (arrows[0].U == -2).all() and (arrows[0].V == 0).all()
+
+
+@pytest.mark.parametrize('border', ['extend', 'roll', 'reflect'])
+def test_variants_are_drawn_as_the_model_embeds_them(border):
+    """The drawn pictures, through each variant's convolution, give the variants' embeddings."""
+    arch = dict(TINY['SAGViT'], kernel_size=4, stride=4, padding=0)
+    if border != 'reflect':
+        arch['border'] = border
+    model = SAGViT(arch, local='translation' if border == 'reflect' else 'shift').eval()
+    picture = np.random.default_rng(0).random((21, 26, 3), np.float32)
+    expected = model.stem(torch.from_numpy(picture)[None])
+    weight, bias = model.stem.parameters()
+    for i, shift in enumerate(model.stem.shifts):
+        shifted = torch.from_numpy(shift_picture(picture, shift, border, stride=4))
+        parameters = (weight, bias) if border == 'reflect' else (weight[i], bias[i])
+        found = F.conv2d(shifted.permute(2, 0, 1)[None], *parameters, stride=4)
+        torch.testing.assert_close(found.permute(0, 2, 3, 1), expected[i], atol=1e-5, rtol=1e-5)
+
+
+def test_variants_show_the_patch_at_the_position():
+    scene = Scene(np.zeros((64, 64, 3), np.uint8), 'caption')
+    model, image = tiny('SAGViT'), torch.rand(1, 3, 64, 64)
+    figure = dict(draw_attention(model, image, scene, [(57, 22)]))['variants']
+    shifts = TINY['SAGViT']['shifts']
+    panels = figure.axes[1 : 1 + len(shifts)]
+    assert [panel.get_title() for panel in panels] == [str(tuple(shift)) for shift in shifts]
+    for panel in panels:
+        assert (*panel.get_xlim(), *panel.get_ylim()) == (40, 64, 32, 8)
+        assert panel.patches[0].get_xy() == (56, 20) and panel.patches[0].get_width() == 4
 
 
 @pytest.mark.parametrize('arch', ['small', 'cifar_tiny'])
@@ -237,6 +268,7 @@ def test_errors(run_tool, root, tiny_config, write_picture, tmp_path):
         (picture, resnet): 'its backbone is not LinGlo, QnA-ViT or SAG',
         (picture, config, 'gone.pth'): 'there is no checkpoint gone.pth',
         (picture, config, '--positions', '90,3'): 'outside the picture of 80 x 64',
+        (picture, config, '--cfg-options', 'model.backbone.local=no'): "local='no' must be one of",
     }.items():
         done = run_tool(TOOL, *arguments, '--out-dir', tmp_path / 'out', status=2)
         assert message in done.stderr

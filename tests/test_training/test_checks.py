@@ -75,7 +75,10 @@ def test_missing_pretrained_weights(tool, coco, tmp_path):
     assert 'checkpoints/linglo-b2_in1k.pth are not there' in message
     assert 'python tools/train.py configs/linglo_b2_8xb128_in1k.py' in message
     assert '--from-scratch' in message
+    assert 'official' not in message  # there are none of LinGlo
     assert not (tmp_path / 'run').exists()  # before any work
+    with pytest.raises(UsageError, match='qna_flax_to_mm.py .* checkpoints/qna-vit-tiny_in1k.pth'):
+        tool('train', DETECTOR.replace('linglo_b2', 'qna_vit_tiny'), *options[1:])
     cfg = tool('train', *options, '--from-scratch')
     assert cfg.model.backbone.init_cfg is None
     weights = save(tmp_path / 'weights.pth')
@@ -198,3 +201,10 @@ def test_errors_end_the_tool_with_status_2(run_tool):
     done = run_tool('test', DETECTOR, 'gone.pth', status=2)
     assert done.stderr.splitlines()[-1] == 'error: there is no checkpoint gone.pth'
     assert 'Traceback' not in done.stderr
+
+
+def test_a_wrong_option_of_the_model_is_shown_without_traceback(run_tool, small_shapes, tmp_path):
+    config, folders = 'configs/demo/linglo_b0_shapes.py', (small_shapes / 'imagenet', tmp_path)
+    options = ('--data-root', folders[0], '--work-dir', folders[1])
+    done = run_tool('train', config, *options, '--cfg-options', 'model.backbone.arch=b7', status=2)
+    assert "error: LinGlo: unknown arch 'b7'; choose one of b0, b1, b2" in done.stderr

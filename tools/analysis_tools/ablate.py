@@ -46,19 +46,12 @@ def parse_args() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes:
-        name: as the paper's table calls it.
-        config: its file.
-        params: parameters in millions as the paper prints them, ``None`` where it does not.
-        paper: the paper's figure of the set's metric, likewise.
-    """
-
-    name: str
+    name: str  # as the paper's table calls it
     config: Path
-    params: float | str | None = None
-    paper: float | str | None = None
+    params: float | str | None = None  # in millions, if the paper prints them
+    paper: float | str | None = None  # the paper's figure of the set's metric, if it prints one
 
     @property
     def shown_config(self) -> str:
@@ -70,20 +63,12 @@ class Row:
 
 @dataclass(frozen=True)
 class RowSet:
-    """The rows of one table.
+    """The rows of one table, in its order."""
 
-    Attributes:
-        name: of the set, for the command line.
-        title: what is compared, with the number of the table in the paper.
-        counted: what ``params`` counts: the 'backbone' (as used for inference) or the 'model'.
-        metric: what the paper's figures are, ``None`` where there are none.
-        rows: in the order of the table.
-    """
-
-    name: str
-    title: str
-    counted: str
-    metric: str | None
+    name: str  # for the command line
+    title: str  # what is compared, with the number of the table in the paper
+    counted: str  # what ``params`` counts: the 'backbone' (as used for inference) or the 'model'
+    metric: str | None  # what the paper's figures are, if there are any
     rows: tuple[Row, ...]
 
 

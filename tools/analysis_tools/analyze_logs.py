@@ -8,21 +8,19 @@ best value of each key; a key may hold wildcards, as ``'loss*'``.
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training.run_logs import RunLog, read_run
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ['#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000']
 COLUMNS = 3
 FEW = 20  # points that are marked
 
@@ -42,15 +40,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def name_runs(runs: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that differ."""
+    """The paths inside of their common folder."""
     paths = [Path(run).resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise UsageError('one run is named twice')
-    for depth in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ['/'.join(path.parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
+    common = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(common).as_posix() for path in paths]
 
 
 def choose_keys(logs: Sequence[RunLog], wanted: Sequence[str] | None) -> list[str]:
@@ -77,78 +72,56 @@ def _is_absent(logs: Sequence[RunLog], key: str) -> bool:
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:
     """Mean of neighbouring values, of fewer at the ends."""
     ones = np.ones(min(window, len(values)))
-    counts = np.convolve(np.ones(len(values)), ones, 'same')
-    return np.convolve(values, ones, 'same') / counts
+    return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')
 
 
-def draw(logs: Sequence[RunLog], keys: Sequence[str], by_epoch: bool, window: int) -> plt.Figure:
-    """One panel for each key, one colour for each run; metrics logged once share a panel."""
-    found = {key: [log for log in logs if key in log.curves] for key in keys}
-    once = [k for k in keys if all(len(log.curves[k].values) == 1 for log in found[k])]
+def draw(logs: Sequence[RunLog], keys: Sequence[str], by_epoch: bool, window: int) -> Figure:
+    """One panel for each key, one colour for each run; keys logged once share a panel."""
+    once = [k for k in keys if all(len(x.curves[k].values) == 1 for x in logs if k in x.curves)]
     curves = [key for key in keys if key not in once]
     panels = len(curves) + bool(once)
     columns = min(COLUMNS, panels)
     rows = math.ceil(panels / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(4 * columns, 2.8 * rows + 0.4), squeeze=False, layout='constrained'
-    )
-    colours = dict(zip(logs, np.resize(COLOURS, len(logs)), strict=True))
-    # Equal curves stay visible: the later ones are thinner.
-    widths = dict(zip(logs, np.linspace(1.4 + min(len(logs) - 1, 3), 1.4, len(logs)), strict=True))
-    for ax, key in zip(axes.flat, curves, strict=False):
-        for log in found[key]:
-            smooth = 1 if key == 'lr' or key in log.metrics else window
-            draw_curve(ax, log, key, by_epoch, smooth, colours[log], widths[log])
-        ax.set_title(key, fontsize=10)
-        ax.set_xlabel('epoch' if by_epoch else 'iteration', fontsize=9)
-        ax.set_xlim(left=0)
-        ax.ticklabel_format(axis='y', scilimits=(-2, 4))
+    figure = Figure((4 * columns, 2.8 * rows + 0.4), layout='constrained')
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+    for ax, key in zip(axes, curves, strict=False):
+        draw_curves(ax, logs, key, by_epoch, window)
     if once:
-        draw_values(axes.flat[len(curves)], logs, once, colours)
-    for ax in axes.flat:
+        draw_values(axes[-1], logs, once)
+    for ax in axes:
         ax.tick_params(labelsize=8)
         ax.grid(alpha=0.3)
-    for ax in axes.flat[panels:]:
-        ax.set_axis_off()
-    if len(logs) > 1:
-        handles = [plt.Line2D([], [], color=colours[log], label=log.name) for log in logs]
-        figure.legend(handles=handles, loc='outside upper center', ncols=columns, fontsize=9)
-    else:
-        figure.suptitle(logs[0].name, fontsize=11)
+    lines, names = [Line2D([], [], color=f'C{i}') for i in range(len(logs))], [x.name for x in logs]
+    figure.legend(lines, names, loc='outside upper center', ncols=columns, fontsize=9)
     return figure
 
 
-def draw_curve(
-    ax: plt.Axes,
-    log: RunLog,
-    key: str,
-    by_epoch: bool,
-    window: int,
-    colour: str,
-    width: float,
-) -> None:
-    """One key of one run; where it is smoothed, what was logged stays faintly visible."""
-    x, values = log.positions(key, by_epoch), log.curves[key].values
-    if window > 1:
-        ax.plot(x, values, color=colour, alpha=0.3, linewidth=0.8)
-        values = smoothed(values, window)
-    marker = 'o' if len(x) <= FEW else None
-    ax.plot(x, values, color=colour, marker=marker, markersize=4, linewidth=width)
+def draw_curves(ax: Axes, logs: Sequence[RunLog], key: str, by_epoch: bool, window: int) -> None:
+    """One key of each run; where it is smoothed, what was logged stays faintly visible."""
+    for i, log in enumerate(logs):
+        if key not in log.curves:
+            continue
+        x, values = log.positions(key, by_epoch), log.curves[key].values
+        if window > 1 and key != 'lr' and key not in log.metrics:
+            ax.plot(x, values, color=f'C{i}', alpha=0.3, linewidth=0.8)
+            values = smoothed(values, window)
+        width = 1.4 + min(3, len(logs) - 1 - i)  # equal curves stay visible
+        marker = 'o' if len(x) <= FEW else None
+        ax.plot(x, values, color=f'C{i}', linewidth=width, marker=marker, markersize=4)
+    ax.set_title(key, fontsize=10)
+    ax.set_xlabel('epoch' if by_epoch else 'iteration', fontsize=9)
+    ax.set_xlim(left=0)
+    ax.ticklabel_format(axis='y', scilimits=(-2, 4))
 
 
-def draw_values(
-    ax: plt.Axes, logs: Sequence[RunLog], keys: Sequence[str], colours: Mapping[RunLog, str]
-) -> None:
+def draw_values(ax: Axes, logs: Sequence[RunLog], keys: Sequence[str]) -> None:
     """Values that were logged once, as points on a line for each key."""
-    for log in logs:
-        known = [key for key in keys if key in log.curves]
-        values = [log.curves[key].values[0] for key in known]
-        ax.plot(values, known, 'o', color=colours[log], markersize=6)
-        for key, value in zip(known, values, strict=True):
-            ax.annotate(
-                f'{value:.4g}', (value, key), (0, 5), textcoords='offset points', ha='center',
-                fontsize=7,
-            )  # fmt: skip
+    for i, log in enumerate(logs):
+        known = {key: log.curves[key].values[0] for key in keys if key in log.curves}
+        ax.plot(list(known.values()), list(known), 'o', color=f'C{i}', markersize=6)
+        for key, value in known.items():
+            above = dict(xytext=(0, 5), textcoords='offset points', ha='center')
+            ax.annotate(f'{value:.4g}', (value, key), fontsize=7, **above)
     ax.invert_yaxis()
     ax.margins(x=0.15, y=0.15)
     ax.set_title('logged once', fontsize=10)
@@ -156,39 +129,30 @@ def draw_values(
 
 def summary(logs: Sequence[RunLog], keys: Sequence[str], by_epoch: bool) -> str:
     """Last and best value of each key, then time and memory of each run."""
-    unit = 'epoch' if by_epoch else 'iteration'
-    table = [('run', 'key', 'last', 'best', f'at {unit}')]
+    table = [('run', 'key', 'last', 'best', 'at epoch' if by_epoch else 'at iteration')]
     for log in logs:
-        for key in keys:
-            if key not in log.curves:
-                continue
+        for key in (key for key in keys if key in log.curves):
             values = log.curves[key].values
-            cells = ('', '')
+            figures = ('', '')
             if key in log.metrics or 'loss' in key:
                 best = (min if 'loss' in key else max)(values)
                 where = log.positions(key, by_epoch)[values.index(best)]
-                cells = (f'{best:.4g}', f'{where:.4g}' if by_epoch else f'{where:.0f}')
-            table.append((log.name, key, f'{values[-1]:.4g}', *cells))
+                figures = (f'{best:.4g}', f'{where:.4g}' if by_epoch else f'{where:.0f}')
+            table.append((log.name, key, f'{values[-1]:.4g}', *figures))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        '  '.join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    lines = []
+    for row in table:
+        cells = zip(row, '<<>>>', widths, strict=True)
+        lines.append('  '.join(f'{cell:{side}{width}}' for cell, side, width in cells).rstrip())
     for log in logs:
-        parts = [f'{_length(log)} iterations']
+        length = max(curve.iterations[-1] for curve in log.curves.values())
+        parts = [f'{length} iterations']
         if 'time' in log.curves:
             parts.append(f'{np.mean(log.curves["time"].values):.3f} s per iteration')
         if 'memory' in log.curves:
             parts.append(f'peak memory {max(log.curves["memory"].values):.0f} MiB')
         lines.append(f'{log.name}: {", ".join(parts)}')
     return '\n'.join(lines)
-
-
-def _length(log: RunLog) -> int:
-    return max(curve.iterations[-1] for curve in log.curves.values())
 
 
 def main() -> None:
@@ -212,7 +176,8 @@ def main() -> None:
     by_epoch = counts_epochs and args.x != 'iteration'
     print(summary(logs, keys, by_epoch))
     if args.out:
-        draw(logs, keys, by_epoch, args.smooth).savefig(args.out, dpi=110)
+        with style.context('seaborn-v0_8-colorblind'):
+            draw(logs, keys, by_epoch, args.smooth).savefig(args.out, dpi=110)
         print(f'curves in {args.out}')
 
 

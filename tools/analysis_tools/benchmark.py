@@ -48,6 +48,13 @@ def parse_args() -> argparse.Namespace:
         if name in BATCHES:
             text = 'images; backbones above 224 x 224 take one at a time'
             command.add_argument('--batch', type=_count, default=BATCHES[name], help=text)
+        if name == 'backbone':
+            text = "images in LinGlo's figure 4; default: the paper's 16 on a GPU, else 1"
+            command.add_argument('--figure-4-batch', type=_count, metavar='N', help=text)
+            text = 'sides of its images, in pixels; default: 224 448 896 1344'
+            command.add_argument(
+                '--figure-4-sides', type=_side, nargs='+', metavar='SIDE', help=text
+            )
     return parser.parse_args()
 
 
@@ -55,6 +62,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError('must be at least 1')
+    return value
+
+
+def _side(text: str) -> int:
+    value = int(text)
+    if value < 32:
+        raise argparse.ArgumentTypeError('must be at least 32, for LinGlo')
     return value
 
 
@@ -88,7 +102,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Group], list[targets.Target]]:
     if args.command == 'attention':
         groups = layers.attention_groups(args.quick, args.device == 'cuda')
     elif args.command == 'backbone':
-        groups = models.backbone_groups(args.quick, args.batch)
+        figure_4 = (args.figure_4_batch, args.figure_4_sides)
+        groups = models.backbone_groups(args.quick, args.batch, args.device == 'cuda', *figure_4)
     elif args.command == 'detector':
         groups = models.detector_groups(args.quick, args.batch)
     else:

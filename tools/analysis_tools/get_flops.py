@@ -149,7 +149,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    with usage_errors_exit():
+    with usage_errors_exit(ValueError):  # e.g. an image that is too small for the backbone
         if args.table == 'linglo_heads':
             print(linglo_heads())
             return
@@ -159,10 +159,10 @@ def main() -> None:
         if args.config is None:
             raise UsageError('name a config, or give --table')
         model = build(args.config, args.deploy)
-    height, width = args.shape
+        height, width = args.shape
+        flops = multiply_adds(model.backbone, (height, width))
     print(f'parameters, whole model   {parameters(model):8.2f} M')
     print(f'parameters, backbone      {parameters(model.backbone):8.2f} M')
-    flops = multiply_adds(model.backbone, (height, width))
     print(f'multiply-adds, backbone   {flops:8.2f} G at {height} x {width}')
 
 

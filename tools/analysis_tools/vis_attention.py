@@ -1,8 +1,9 @@
 """Pictures of what the attention does: ``vis_attention.py IMAGE CONFIG [CHECKPOINT]``.
 
 LinGlo: the saliency map of each head in each stage. QnA-ViT: the effective weights in the windows
-at some positions, for each head of each layer. SAG: what each patch attends to, for each head. The
-picture goes through the config's test pipeline first. Without CHECKPOINT the weights are random.
+at some positions, for each head of each layer. SAG: what each patch attends to, for each head, and
+the shifted variants of the patches around a position. The picture goes through the config's test
+pipeline first. Without CHECKPOINT the weights are random.
 """
 
 import argparse
@@ -20,11 +21,7 @@ from mmvitattn.checkpoint import load_checkpoint
 from mmvitattn.cli import add_model_options
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference import media
-from mmvitattn.inference.build import (
-    build_predictor,
-    check_device,
-    read_config,
-)
+from mmvitattn.inference.build import build_predictor, check_device, read_config
 from mmvitattn.visualization import Scene, draw_attention, has_attention
 from mmvitattn.visualization.positions import read_positions, to_network
 
@@ -44,7 +41,8 @@ def parse_args() -> argparse.Namespace:
         '--positions',
         nargs='+',
         metavar='X,Y',
-        help='centres of windows to look at, in pixels of IMAGE; default some corners (QnA-ViT)',
+        help='centres of windows (QnA-ViT) or of the patch (SAG, the first one) to draw, in pixels '
+        'of IMAGE; default some corners',
     )
     add_model_options(parser)
     return parser.parse_args()
@@ -54,7 +52,7 @@ def check(args: argparse.Namespace) -> Config:
     """The config, once the other arguments are in order.
 
     Raises:
-        UsageError: for whatever the user has to mend.
+        UsageError: if an argument is wrong.
     """
     cfg = read_config(args.config, args.cfg_options)
     media.check_out_dir(args.out_dir)

@@ -18,11 +18,7 @@ import torch
 from torch import Tensor
 
 from mmvitattn.checkpoint import load_checkpoint
-from mmvitattn.checkpoint.writing import (
-    check_destination,
-    plain_data,
-    written_atomically,
-)
+from mmvitattn.checkpoint.writing import check_destination, plain_data, written_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvitattn.checkpoint import load_checkpoint
-from mmvitattn.checkpoint.writing import (
-    check_destination,
-    plain_data,
-    save_atomically,
-)
+from mmvitattn.checkpoint.writing import check_destination, plain_data, save_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference.build import build_model, read_model_config

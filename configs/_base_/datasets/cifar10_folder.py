@@ -10,22 +10,11 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+folder = dict(type='CustomDataset', data_root=data_root)
 train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='train',
-        pipeline=train_pipeline,
-    )
+    dataset=dict(folder, _delete_=True, data_prefix='train', pipeline=train_pipeline)
 )
 val_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root=data_root,
-        data_prefix='test',
-        pipeline=test_pipeline,
-    )
+    dataset=dict(folder, _delete_=True, data_prefix='test', pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader

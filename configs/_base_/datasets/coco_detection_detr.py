@@ -1,16 +1,9 @@
 # COCO 2017 boxes with DETR's augmentation: several scales, with probability 1/2 of a random crop.
 _base_ = ['./coco_detection.py']
-resize = dict(
-    type='RandomChoiceResize',
-    scales=[(side, 1333) for side in range(480, 801, 32)],
-    keep_ratio=True,
-)
+scaling = dict(type='RandomChoiceResize', keep_ratio=True)
+resize = dict(scaling, scales=[(side, 1333) for side in range(480, 801, 32)])
 crop = [
-    dict(
-        type='RandomChoiceResize',
-        scales=[(400, 1333), (500, 1333), (600, 1333)],
-        keep_ratio=True,
-    ),
+    dict(scaling, scales=[(side, 1333) for side in (400, 500, 600)]),
     dict(
         type='RandomCrop',
         crop_type='absolute_range',

@@ -17,38 +17,18 @@ test_pipeline = [
     dict(type='Resize', scale=(64, 64)),
     dict(type='PackInputs'),
 ]
-tta_pipeline = [
-    *test_pipeline[:-1],
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='PackInputs')],
-        ],
-    ),
-]
+tta_pipeline = [*test_pipeline[:-1], _base_.tta_pipeline[-1]]  # flips and packs
+folder = dict(type=dataset_type, data_root=data_root)
 train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        _delete_=True,
-        type=dataset_type,
-        data_root=data_root,
-        data_prefix='train',
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(folder, _delete_=True, data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size=16,
     num_workers=1,
-    dataset=dict(
-        _delete_=True,
-        type=dataset_type,
-        data_root=data_root,
-        data_prefix='val',
-        pipeline=test_pipeline,
-    ),
+    dataset=dict(folder, _delete_=True, data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1,))

@@ -4,10 +4,6 @@ data_layout = 'shapes'  # of tools/prepare_data.py
 data_root = 'data/shapes/coco/'
 metainfo = dict(classes=('circle', 'cross', 'rectangle', 'ring', 'star', 'triangle'))
 image_scale = (128, 128)
-flip_meta_keys = (
-    *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    *('flip', 'flip_direction'),
-)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -21,7 +17,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=image_scale, keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys={{_base_.meta_keys}}),
+    dict(type='PackDetInputs', meta_keys=_base_.meta_keys),
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -29,14 +25,7 @@ tta_pipeline = [
         type='TestTimeAug',
         transforms=[
             [dict(type='Resize', scale=image_scale, keep_ratio=True)],
-            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='LoadAnnotations', with_bbox=True)],
-            [
-                dict(
-                    type='PackDetInputs',
-                    meta_keys=flip_meta_keys,
-                )
-            ],
+            *_base_.tta_pipeline[1].transforms[1:],
         ],
     ),
 ]

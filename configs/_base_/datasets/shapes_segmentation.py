@@ -30,38 +30,11 @@ test_pipeline = [
 ]
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
-                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
-            ],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+    dict(type='TestTimeAug', transforms=_base_.tta_pipeline[1].transforms[1:]),  # no scales
 ]
+pictures = dict(type=dataset_type, data_root=data_root, metainfo=metainfo, reduce_zero_label=True)
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        pipeline=train_pipeline,
-    ),
+    batch_size=8, num_workers=1, dataset=dict(pictures, pipeline=train_pipeline)
 )
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        pipeline=test_pipeline,
-    ),
-)
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(pictures, pipeline=test_pipeline))
 test_dataloader = val_dataloader

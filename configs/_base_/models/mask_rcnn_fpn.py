@@ -1,7 +1,11 @@
 # Mask R-CNN with FPN as in mmdet, on strides 4 to 64; a config adds the backbone and
 # neck.in_channels. No test-time augmentation: mmdet can merge boxes, but not masks.
-roi_layer = dict(type='RoIAlign', sampling_ratio=0)
 strides = [4, 8, 16, 32]
+roi_layer = dict(type='RoIAlign', sampling_ratio=0)
+roi_extractor = dict(type='SingleRoIExtractor', out_channels=256, featmap_strides=strides)
+assigner = dict(type='MaxIoUAssigner', match_low_quality=True, ignore_iof_thr=-1)
+sampler = dict(type='RandomSampler', neg_pos_ub=-1)
+proposals = dict(max_per_img=1000, nms=dict(type='nms', iou_threshold=0.7), min_bbox_size=0)
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -26,12 +30,7 @@ model = dict(
     ),
     roi_head=dict(
         type='StandardRoIHead',
-        bbox_roi_extractor=dict(
-            type='SingleRoIExtractor',
-            roi_layer=dict(roi_layer, output_size=7),
-            out_channels=256,
-            featmap_strides=strides,
-        ),
+        bbox_roi_extractor=dict(roi_extractor, roi_layer=dict(roi_layer, output_size=7)),
         bbox_head=dict(
             type='Shared2FCBBoxHead',
             in_channels=256,
@@ -47,12 +46,7 @@ model = dict(
             loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type='L1Loss', loss_weight=1.0),
         ),
-        mask_roi_extractor=dict(
-            type='SingleRoIExtractor',
-            roi_layer=dict(roi_layer, output_size=14),
-            out_channels=256,
-            featmap_strides=strides,
-        ),
+        mask_roi_extractor=dict(roi_extractor, roi_layer=dict(roi_layer, output_size=14)),
         mask_head=dict(
             type='FCNMaskHead',
             num_convs=4,
@@ -64,59 +58,23 @@ model = dict(
     ),
     train_cfg=dict(
         rpn=dict(
-            assigner=dict(
-                type='MaxIoUAssigner',
-                pos_iou_thr=0.7,
-                neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(
-                type='RandomSampler',
-                num=256,
-                pos_fraction=0.5,
-                neg_pos_ub=-1,
-                add_gt_as_proposals=False,
-            ),
+            assigner=dict(assigner, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3),
+            sampler=dict(sampler, num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
             pos_weight=-1,
             debug=False,
         ),
-        rpn_proposal=dict(
-            nms_pre=2000,
-            max_per_img=1000,
-            nms=dict(type='nms', iou_threshold=0.7),
-            min_bbox_size=0,
-        ),
+        rpn_proposal=dict(proposals, nms_pre=2000),
         rcnn=dict(
-            assigner=dict(
-                type='MaxIoUAssigner',
-                pos_iou_thr=0.5,
-                neg_iou_thr=0.5,
-                min_pos_iou=0.5,
-                match_low_quality=True,
-                ignore_iof_thr=-1,
-            ),
-            sampler=dict(
-                type='RandomSampler',
-                num=512,
-                pos_fraction=0.25,
-                neg_pos_ub=-1,
-                add_gt_as_proposals=True,
-            ),
+            assigner=dict(assigner, pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
+            sampler=dict(sampler, num=512, pos_fraction=0.25, add_gt_as_proposals=True),
             mask_size=28,
             pos_weight=-1,
             debug=False,
         ),
     ),
     test_cfg=dict(
-        rpn=dict(
-            nms_pre=1000,
-            max_per_img=1000,
-            nms=dict(type='nms', iou_threshold=0.7),
-            min_bbox_size=0,
-        ),
+        rpn=dict(proposals, nms_pre=1000),
         rcnn=dict(
             score_thr=0.05,
             nms=dict(type='nms', iou_threshold=0.5),

@@ -1,0 +1,7 @@
+# DETR by mmdet's recipe, see detr_qna_vit_tiny_150e_coco.py.
+_base_ = './detr_qna_vit_tiny_150e_coco.py'
+model = dict(
+    backbone=dict(
+        arch='tiny_7x7', init_cfg=dict(checkpoint='checkpoints/qna-vit-tiny-7x7_in1k.pth')
+    ),
+)
