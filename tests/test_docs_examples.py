@@ -38,6 +38,15 @@ def test_segmenter_in_plain_pytorch_takes_each_family(backbone, root, tmp_path):
     assert len(losses) == 2 and losses[0] != losses[1]
 
 
+@pytest.mark.slow
+def test_autoencoders_are_compared(root, tmp_path):
+    printed = run([root / 'docs/examples/autoencoder.py', '--steps', '2', '--seeds', '1'], tmp_path)
+    rows = re.findall(r'^\| (.+?) \| \d+ \| ([\d,]+) \| ([\d.]+) ', printed, re.MULTILINE)
+    assert len(rows) == 4 and (tmp_path / 'autoencoder.png').stat().st_size > 10_000
+    sizes = [int(size.replace(',', '')) for _, size, _ in rows]
+    assert max(sizes) < 1.1 * min(sizes)
+
+
 def test_new_backbone_keeps_the_contract(root):
     """As docs/new_backbone.md says: the contract's tests, in a process that knows it."""
     contract = 'tests/test_models/test_contract.py'
