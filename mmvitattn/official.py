@@ -82,9 +82,8 @@ class OfficialWeights(NamedTuple):
     def find(self) -> Path | None:
         """The converted file, otherwise that of the release; ``None`` if neither is there."""
         folder, name = self.original.parent, self.original.name
-        others = [
-            p for glob in (f'{name}.*', f'{name}/checkpoint*') for p in sorted(folder.glob(glob))
-        ]
+        patterns = (f'{name}.*', f'{name}/checkpoint*')
+        others = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
         paths = (self.converted, self.original, *others)
         return next((path for path in paths if path.is_file()), None)
 

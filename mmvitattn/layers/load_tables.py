@@ -62,7 +62,7 @@ def _resize_offsets(table: Tensor, own: Tensor) -> Tensor | None:
     """
     sides = [math.isqrt(len(t)) if t.dim() > 1 else 0 for t in (table, own)]
     squares = all(
-        n**2 == len(t) and n % 2 and n > 1 for n, t in zip(sides, (table, own), strict=True)
+        n > 1 and n % 2 and n**2 == len(t) for n, t in zip(sides, (table, own), strict=True)
     )
     if not squares or table.shape[1:] != own.shape[1:]:
         return None

@@ -211,7 +211,7 @@ class PyramidBackbone(BaseModule):
         """
         resized = resize_tables(self, state_dict, prefix)
         if resized:
-            print_log(f'position tables resized to the windows of this model: {resized}', 'current')
+            print_log(f'position tables resized to fit this model: {resized}', 'current')
 
     def _load_from_state_dict(
         self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any

@@ -140,7 +140,7 @@ def test_build_backbone_resizes(lines, tmp_path):
     torch.save(build_backbone('qna_vit_tiny').state_dict(), tmp_path / 'file.pth')
     build_backbone('qna_vit_tiny', pretrained=tmp_path / 'file.pth', window_sizes=(7, 7, 14, 12))
     assert lines == [
-        'position tables resized to the windows of this model: '
+        'position tables resized to fit this model: '
         'stages.3.*.attention.position_bias 169 x 16 -> 529 x 16'
     ]
 
@@ -161,6 +161,7 @@ def test_absolute_positions_of_linglo_are_resized(lines):
         ('stages.0.0.attention.position_bias', (16, 2, 2)),  # of even side
         ('stages.0.0.attention.attention_scale', (1, 2, 2)),  # one factor for all offsets
         ('stages.0.0.attention.attention_scale', (25,)),
+        ('stages.0.0.attention.position_bias', (1,)),
         ('stages.1.0.attention.position_bias', (25, 3)),
         ('stages.0.0.attention.query', (4, 8)),
     ],
