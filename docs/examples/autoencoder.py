@@ -1,6 +1,6 @@
 """Up-sampling layers compared in an autoencoder, in plain PyTorch.
 
-Usage: ``python autoencoder.py [--steps 400] [--seeds 3] [--out autoencoder.png]``; it makes its own
+Usage: ``python autoencoder.py [--steps 300] [--seeds 3] [--out autoencoder.png]``; it makes its own
 data. Encoder, bottleneck and training are the same for all; only the layers that double the map
 differ, and the width of each decoder is chosen so that all have the same number of parameters.
 """
@@ -20,7 +20,7 @@ from mmvitattn.datasets.shapes import write_shapes
 from mmvitattn.models import QnAUpsample2d
 
 PARAMETERS = 200_000  # of each decoder
-WIDTHS = range(8, 257, 4)  # of the maps in a decoder
+WIDTHS = range(8, 257, 8)  # of the maps in a decoder
 LATENT = 32  # channels of the bottleneck, a sixteenth of the picture's side
 DOUBLINGS = 4
 
@@ -33,7 +33,7 @@ def interpolate(mode: str, width: int) -> nn.Module:
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
-    'QnA': lambda width: QnAUpsample2d(width, width, num_heads=4),
+    'QnA': lambda width: QnAUpsample2d(width, width, num_heads=width // 8),
     'bilinear + 3 x 3': partial(interpolate, 'bilinear'),
     'nearest + 3 x 3': partial(interpolate, 'nearest'),
     'transposed 4 x 4': lambda width: nn.ConvTranspose2d(width, width, 4, 2, 1),
@@ -93,7 +93,7 @@ def train(name: str, seed: int, pictures: Tensor, steps: int) -> nn.Module:
 def main() -> None:
     """Trains every layer with every seed, prints the table and draws reconstructions."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--steps', type=int, default=400)
+    parser.add_argument('--steps', type=int, default=300)
     parser.add_argument('--seeds', type=int, default=3)
     parser.add_argument('--out', default='autoencoder.png')
     args = parser.parse_args()

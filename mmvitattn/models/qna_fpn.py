@@ -42,7 +42,8 @@ class QnAFPN(nn.Module):
         add_extra_convs: source of the additional outputs: 'on_input' convolves the coarsest input,
             'on_lateral' its lateral map, 'on_output' its output; ``False`` subsamples the
             coarsest output.
-        num_heads: heads of the up-sampling layers; must divide ``out_channels``.
+        num_heads: heads of the up-sampling layers; must divide ``out_channels``. The default gives
+            256 channels heads of 8 channels, as in QnA-ViT-tiny.
         kernel_size: odd side of the up-sampling windows, in positions of the coarser map.
         num_queries: learned queries for each position of the finer map.
 
@@ -58,7 +59,7 @@ class QnAFPN(nn.Module):
         num_outs: int,
         start_level: int = 0,
         add_extra_convs: str | bool = False,
-        num_heads: int = 8,
+        num_heads: int = 32,
         kernel_size: int = 3,
         num_queries: int = 2,
     ) -> None:

@@ -71,7 +71,7 @@ def test_bad_options(options, message):
 
 def test_another_number_of_maps():
     with pytest.raises(ValueError, match='takes 3 maps, got 2'):
-        QnAFPN(CHANNELS, 16, num_outs=3)(maps()[:2])
+        QnAFPN(CHANNELS, 16, num_outs=3, num_heads=4)(maps()[:2])
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
