@@ -110,7 +110,7 @@ def test_first_steps_can_be_recorded_again(root, tmp_path, small_shapes):
     def first_words(text):
         code = ''.join(re.findall(r'^```bash\n(.*?)^```$', text, re.MULTILINE | re.DOTALL))
         code = code.replace('[openmmlab,', '[onedl,')  # whichever stack records
-        return [line.split()[:4] for line in code.splitlines() if not line.startswith(' ')]
+        return [line.split()[:3] for line in code.splitlines() if not line.startswith(' ')]
 
     recorded, shown = page.read_text(), (root / 'docs/first_steps.md').read_text()
     assert first_words(recorded) == first_words(shown)
