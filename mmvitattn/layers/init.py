@@ -2,7 +2,7 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def trunc_normal_(module: nn.Linear | nn.Conv2d, std: float = 0.02) -> None:
@@ -35,3 +35,9 @@ def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:
     nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def learned_query_(query: Tensor, head_dim: int) -> None:
+    """Normal values of variance 1 / head_dim, truncated at two standard deviations, in place."""
+    std = head_dim**-0.5
+    nn.init.trunc_normal_(query, std=std, a=-2 * std, b=2 * std)

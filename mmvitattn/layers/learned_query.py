@@ -8,7 +8,7 @@ from ..ops import learned_query_attention, learned_query_scores, window_weights
 from ..ops.dispatch import precise_dtype, without_autocast
 from ..ops.learned_query import normalize_queries
 from ..ops.learned_query.convolution import project_in, project_out
-from .init import lecun_normal_
+from .init import learned_query_, lecun_normal_
 
 POSITION_BIASES = ('relative_pos', 'absolute_pos', 'contextual_pos', None)
 ATTENTION_SCALES = ('normal', 'normal_elementwise', 'ones', 'posneg', 'avg', None)
@@ -123,8 +123,7 @@ class QnALayer(nn.Module):
         """Start values of the official release."""
         for linear in (self.key, self.value, self.out):
             lecun_normal_(linear)
-        std = (self.channels // self.num_heads) ** -0.5
-        nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
+        learned_query_(self.query, self.channels // self.num_heads)
         if self.position_bias is not None:
             nn.init.zeros_(self.position_bias)
         elif self.position_bias_type == 'absolute_pos':

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import learned_query_attention, learned_query_scores
 from ..ops.learned_query.convolution import project_in
-from .init import lecun_normal_
+from .init import learned_query_, lecun_normal_
 
 START_WIDTH = 0.5  # standard deviation of the start windows, in positions of the input
 START_FLOOR = -8.0  # least bias at the start: exp(-8) = 3e-4
@@ -74,8 +74,7 @@ class QnAUpsample(nn.Module):
         """QnA's start values for queries and linear maps; windows as the class describes."""
         for linear in (self.key, self.value, self.out):
             lecun_normal_(linear)
-        std = (self.out.in_features // self.num_heads) ** -0.5
-        nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
+        learned_query_(self.query, self.out.in_features // self.num_heads)
         nn.init.constant_(self.attention_scale, 1 / self.num_queries)
         offsets = torch.arange(self.kernel_size) - self.kernel_size // 2
         centres = (torch.arange(self.scale) + 0.5) / self.scale - 0.5

@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..layers.init import lecun_normal_
+from ..layers.init import learned_query_, lecun_normal_
 from ..layers.position_table import resize_table
 from ..ops import learned_query_scores
 from ..ops.dispatch import without_autocast
@@ -68,8 +68,7 @@ class QnAPooling(BaseModule):
         """Start values of the official release, as in :class:`~mmvitattn.layers.QnALayer`."""
         for linear in (self.key, self.value, self.out):
             lecun_normal_(linear)
-        std = (self.query.shape[1] // self.num_heads) ** -0.5
-        nn.init.trunc_normal_(self.query, std=std, a=-2 * std, b=2 * std)
+        learned_query_(self.query, self.query.shape[1] // self.num_heads)
         nn.init.zeros_(self.position_bias)
         nn.init.normal_(self.attention_scale, std=0.02)
 
