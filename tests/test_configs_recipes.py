@@ -9,6 +9,7 @@ import copy
 import fnmatch
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -67,18 +68,24 @@ def number(value):
     return float(f'{value:.6g}')
 
 
-def facts_of(cfg):
+def gpus_of(name):
+    """The number in the name of a config, as 8 in ``8xb128``."""
+    stated = re.search(r'_(\d+)xb\d', name)
+    return int(stated[1]) if stated else GPUS
+
+
+def facts_of(cfg, gpus=GPUS):
     """What ``recipes.json`` has to say of a config."""
     task = {'mmpretrain': classification, 'mmdet': detection, 'mmseg': segmentation}
     return {
-        **optimizer(cfg),
+        **optimizer(cfg, gpus),
         **schedule(cfg),
         **regularisation(cfg),
         **task[cfg.default_scope](cfg),
     }
 
 
-def optimizer(cfg):
+def optimizer(cfg, gpus):
     wrapper, settings = cfg.optim_wrapper, cfg.optim_wrapper.optimizer
     clip = wrapper.get('clip_grad') or {}
     return dict(
@@ -87,7 +94,7 @@ def optimizer(cfg):
         betas=list(settings.betas),
         weight_decay=settings.weight_decay,
         clip_grad=clip.get('max_norm'),
-        batch=GPUS * cfg.train_dataloader.batch_size,
+        batch=gpus * cfg.train_dataloader.batch_size,
         **parameter_options(cfg),
     )
 
@@ -146,6 +153,8 @@ def schedule(cfg):
         assert decay.end == length
         end = decay.get('eta_min', lr * decay.get('eta_min_ratio', 0))
         course = dict(type='cosine', to=number(end))
+        if end > 0 and decay.get('convert_to_iter_based'):
+            course['by'] = 'iterations'
         if warm_up and decay.begin == 0:
             course['over'] = 'all epochs'
         else:
@@ -183,34 +192,44 @@ def steps_of(pipeline):
     return {step.type: step for step in pipeline}
 
 
+def crop_sizes(train, test):
+    """Of training and test."""
+    if 'RandomResizedCrop' not in train:
+        return dict(size=32, padding=train['RandomCrop'].padding), None
+    cropping, augment = train['RandomResizedCrop'], train.get('RandAugment')
+    assert cropping.interpolation == 'bicubic'
+    assert augment is None or augment.hparams.interpolation == 'bicubic'
+    crop = dict(size=cropping.scale, interpolation='bicubic')
+    if 'crop_ratio_range' in cropping:
+        crop['area'] = list(cropping.crop_ratio_range)
+    if 'ResizeEdge' not in test:
+        return crop, None
+    return crop, dict(resize=test['ResizeEdge'].scale, crop=test['CenterCrop'].crop_size)
+
+
 def classification(cfg):
     pipeline = cfg.train_dataloader.dataset.pipeline
     train, test = steps_of(pipeline), steps_of(cfg.test_dataloader.dataset.pipeline)
-    augment, erasing = train['RandAugment'], train['RandomErasing']
-    if 'RandomResizedCrop' in train:
-        crop = dict(size=train['RandomResizedCrop'].scale, interpolation='bicubic')
-        assert (
-            train['RandomResizedCrop'].interpolation == augment.hparams.interpolation == 'bicubic'
-        )
-        test_size = dict(resize=test['ResizeEdge'].scale, crop=test['CenterCrop'].crop_size)
-    else:
-        crop, test_size = dict(size=32, padding=train['RandomCrop'].padding), None
+    augment, erasing = train.get('RandAugment'), train.get('RandomErasing')
+    crop, test_size = crop_sizes(train, test)
     preprocessor = cfg.data_preprocessor
     # RandAugment and erasing fill with the mean, in the order of the pipeline's channels
     order = -1 if preprocessor.to_rgb else 1
-    assert augment.hparams.pad_val == [round(value) for value in preprocessor.mean[::order]]
-    assert erasing.fill_color == preprocessor.mean[::order]
-    assert erasing.fill_std == preprocessor.std[::order]
+    if augment:
+        assert augment.hparams.pad_val == [round(value) for value in preprocessor.mean[::order]]
+        assert (augment.policies, augment.total_level) == ('timm_increasing', 10)
+    if erasing:
+        assert erasing.fill_color == preprocessor.mean[::order]
+        assert erasing.fill_std == preprocessor.std[::order]
     assert 'ColorJitter' not in train
     jitter = None
     if 'RandomApply' in train:
         jitter = {'prob': train['RandomApply'].prob, **train['RandomApply'].transforms}
         assert jitter.pop('type') == 'ColorJitter'
         jitter['grayscale'] = train['RandomGrayscale'].prob
-    mixup, cutmix = cfg.model.train_cfg.augments
+    mixing = {mix.type: mix.alpha for mix in cfg.model.train_cfg.augments or ()}
     sampler, head = cfg.train_dataloader.sampler, cfg.model.head
-    assert [mixup.type, cutmix.type] == ['Mixup', 'CutMix'] and sampler.shuffle
-    assert (augment.policies, augment.total_level) == ('timm_increasing', 10)
+    assert list(mixing) in (['Mixup', 'CutMix'], []) and sampler.shuffle
     assert head.num_classes == cfg.data_preprocessor.num_classes
     return dict(
         data=[cfg.train_dataloader.dataset.type, head.num_classes],
@@ -219,12 +238,13 @@ def classification(cfg):
         order=list(train),
         crop=crop,
         flip=train['RandomFlip'].prob,
-        rand_augment=[augment.num_policies, augment.magnitude_level, augment.magnitude_std],
+        rand_augment=augment
+        and [augment.num_policies, augment.magnitude_level, augment.magnitude_std],
         colour_jitter=jitter,
-        random_erasing=erasing.erase_prob,
+        random_erasing=erasing and erasing.erase_prob,
         repeated_augmentation=sampler.get('num_repeats'),
-        mixup=mixup.alpha,
-        cutmix=cutmix.alpha,
+        mixup=mixing.get('Mixup'),
+        cutmix=mixing.get('CutMix'),
         label_smoothing=head.loss.label_smooth_val,
         test=test_size,
         pretrained=(cfg.model.get('init_cfg') or {}).get('checkpoint'),
@@ -283,7 +303,7 @@ def segmentation(cfg):
 @pytest.mark.parametrize('name', NAMES)
 def test_config_follows_its_recipe(name):
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
-    expected, facts = expected_facts(name), facts_of(cfg)
+    expected, facts = expected_facts(name), facts_of(cfg, gpus_of(name))
     kinds = facts.pop('kinds')
     assert set(facts) == set(expected), f'recipes.json says nothing, or too much, of {name}'
     # a rule holds for the parameters that this model has
@@ -383,7 +403,7 @@ def rate_of_source(facts, step, epoch):
     last = facts.get('iterations', facts.get('epochs', 0) * epoch)
     if decay['type'] == 'polynomial':
         return lr * (1 - (step - first) / (last - first)) ** decay['power']
-    if decay['to'] > 0:  # by epochs
+    if decay['to'] > 0 and 'by' not in decay:  # by epochs
         step = step // epoch * epoch
     if 'over' in decay:
         first = 0

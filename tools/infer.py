@@ -15,6 +15,7 @@ from typing import TextIO
 
 import mmcv
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
@@ -46,6 +47,7 @@ def parse_args() -> argparse.Namespace:
         help='lowest score that is drawn and written; default 0.3 for boxes',
     )
     parser.add_argument('--batch-size', type=int, default=1, help='images of equal size in a batch')
+    parser.add_argument('--amp', action='store_true', help='mixed precision; on CPUs, in bfloat16')
     add_model_options(parser)
     return parser.parse_args()
 
@@ -164,7 +166,8 @@ def main() -> None:
     logging.disable(logging.WARNING)  # the toolboxes' messages about their registries
     with usage_errors_exit():
         inference, files = prepare(args)
-    inference.run(files)
+    with torch.autocast(torch.device(check_device(args.device)).type, enabled=args.amp):
+        inference.run(files)
     done = len(files) - len(inference.failures)
     print(f'{done} of {len(files)} files predicted, results in {args.out_dir}')
     if inference.failures:

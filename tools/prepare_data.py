@@ -1,8 +1,9 @@
 """Makes the embedded data set, or checks a public one.
 
 ``python tools/prepare_data.py shapes`` writes the embedded data set.
-``python tools/prepare_data.py coco|ade20k|imagenet|cifar10 --root DIR`` checks files, counts and
-annotations, and reports what is missing and where the official download is.
+``python tools/prepare_data.py coco|ade20k|imagenet|tiny-imagenet|cifar10 --root DIR`` checks files,
+counts and annotations, and reports what is missing and where the official download is. Lists that
+the configs need and the download lacks are added.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def make_shapes(args: argparse.Namespace) -> None:
 
 def check(layout: Layout, root: Path) -> None:
     """Prints a summary of the folder, or raises an error that lists the problems."""
+    if layout.prepare and root.is_dir():
+        layout.prepare(root)
     problems = list(layout.find_problems(root)) if root.is_dir() else [f'{root} is not a folder']
     if problems:
         lines = [f'{layout.title} in {root} is not in order:', *(f'  {p}' for p in problems)]

@@ -27,6 +27,9 @@ def parse_args() -> argparse.Namespace:
     cli.add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
     parser.add_argument('--show-dir', help='new or empty folder for pictures of the predictions')
+    parser.add_argument(
+        '--amp', action='store_true', help='predict in mixed precision; on CPUs, in bfloat16'
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
 
@@ -43,6 +46,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
     cfg.load_from = args.checkpoint
     checks.check_data(cfg, ('test',))
     drop_pretrained(cfg)  # the checkpoint contains all weights
+    if args.amp:
+        cfg.test_cfg.fp16 = True  # MMEngine's loop takes bfloat16 on CPUs
     if args.out:
         dump_predictions(cfg, args.out)
     if args.show_dir:

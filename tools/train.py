@@ -6,7 +6,6 @@ The config determines the task. Data, weights and run folder are checked before 
 import argparse
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
@@ -15,6 +14,7 @@ from mmvitattn.checkpoint import use_safe_loading
 from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training import checks
+from mmvitattn.training.mixed_precision import use_mixed_precision
 
 
 def parse_args() -> argparse.Namespace:
@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='continue from this checkpoint, or from the last one in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in mixed precision; on CPUs, in bfloat16'
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -49,10 +51,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
     """
     cfg = cli.load_config(args)
     if args.amp:
-        if not torch.cuda.is_available():
-            raise UsageError('--amp needs a GPU, and there is none here; train without it')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_mixed_precision(cfg)
     if args.auto_scale_lr:
         if 'auto_scale_lr' not in cfg:
             raise UsageError('--auto-scale-lr: the config states no auto_scale_lr.base_batch_size')

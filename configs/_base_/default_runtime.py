@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     exact_resume=dict(type='mmvitattn.ExactResumeHook'),
+    saliency=dict(type='mmvitattn.SaliencyHook'),  # for key-only attention
 )
 env_cfg = dict(
     cudnn_benchmark=False,

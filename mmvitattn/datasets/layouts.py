@@ -21,6 +21,7 @@ class Layout:
     download: str  # source of the official files
     find_problems: Callable[[Path], Iterator[str]]  # yields a line for each problem of a folder
     summarize: Callable[[Path], str]  # describes a correct folder in one line
+    prepare: Callable[[Path], None] | None = None  # adds what the configs need; changes nothing
 
     def describe(self, root: str | Path) -> str:
         """Expected files at ``root`` and their download, as indented text."""
@@ -132,6 +133,55 @@ def _cifar10_problems(root: Path) -> Iterator[str]:
             yield f'{path} is too small to hold 10,000 pictures'
 
 
+def _tiny_imagenet_classes(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / 'train').iterdir() if path.is_dir())
+
+
+def _tiny_imagenet_labels(root: Path) -> dict[str, str]:
+    """Class of each validation picture, from the official list."""
+    lines = (root / 'val/val_annotations.txt').read_text().splitlines()
+    return dict(line.split('\t')[:2] for line in lines if line.strip())
+
+
+def _list_tiny_imagenet_labels(root: Path) -> None:
+    """Writes the validation list that mmpretrain's ``CustomDataset`` reads: picture and class."""
+    target = root / 'val_labels.txt'
+    if target.exists() or _missing(root, 'train', 'val/val_annotations.txt'):
+        return
+    numbers = {name: number for number, name in enumerate(_tiny_imagenet_classes(root))}
+    labels = _tiny_imagenet_labels(root).items()
+    if all(name in numbers for _, name in labels):
+        target.write_text(''.join(f'{picture} {numbers[name]}\n' for picture, name in labels))
+
+
+def _tiny_imagenet_problems(root: Path) -> Iterator[str]:
+    missing = _missing(root, 'train', 'val/images', 'val/val_annotations.txt')
+    yield from missing
+    if missing:
+        return
+    classes, labels = _tiny_imagenet_classes(root), _tiny_imagenet_labels(root)
+    empty = [root / 'train' / c for c in classes if not any((root / 'train' / c).rglob('*.JPEG'))]
+    yield from _name_some('no pictures in', empty)
+    unknown = sorted(set(labels.values()) - set(classes))
+    yield from _name_some('val_annotations.txt names a class that train lacks:', unknown)
+    present = {path.name for path in _images(root / 'val/images')}
+    yield from _name_some('val/images lacks', sorted(set(labels) - present))
+    if not (root / 'val_labels.txt').exists():
+        yield (
+            f'{root / "val_labels.txt"} is missing: `python tools/prepare_data.py tiny-imagenet '
+            f'--root {root}` writes it'
+        )
+
+
+def _tiny_imagenet_summary(root: Path) -> str:
+    train = sum(1 for _ in (root / 'train').glob('*/images/*.JPEG'))
+    return (
+        f'{len(_tiny_imagenet_classes(root))} classes; pictures: train {train:,}, '
+        f'val {len(_tiny_imagenet_labels(root)):,} (official: 200 classes, 100,000 and 10,000; '
+        'for another number of classes than 202 set model.head.num_classes)'
+    )
+
+
 LAYOUTS = {
     'coco': Layout(
         title='COCO 2017',
@@ -166,6 +216,19 @@ val/n01440764/ILSVRC2012_val_00000293.JPEG ...""",
         download='https://image-net.org/download (ILSVRC2012, task 1 and 2)',
         find_problems=_class_folder_problems,
         summarize=_class_folder_summary,
+    ),
+    'tiny-imagenet': Layout(
+        title='Tiny-ImageNet',
+        root='data/tiny-imagenet-200',
+        tree="""
+train/n01443537/images/n01443537_0.JPEG ...
+val/images/val_0.JPEG ...
+val/val_annotations.txt""",
+        download='http://cs231n.stanford.edu/tiny-imagenet-200.zip, or, with 202 classes, the '
+        'repository rangeetpan/IMagenet on GitHub',
+        find_problems=_tiny_imagenet_problems,
+        summarize=_tiny_imagenet_summary,
+        prepare=_list_tiny_imagenet_labels,
     ),
     'cifar10': Layout(
         title='CIFAR-10',

@@ -1,9 +1,12 @@
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmvitattn.layers import QnAUpsample
+from mmvitattn.models import QnAUpsample2d
 from mmvitattn.ops import force
 
 
@@ -109,6 +112,24 @@ def test_half_precision_is_finite(dtype, size_of_scores):
     expected = written_out(layer, x.to(dtype))
     error = (actual.double() - expected).abs().max() / expected.abs().max()
     assert error < 8 * torch.finfo(dtype).eps
+
+
+def test_onnx_of_any_size(tmp_path):
+    """The neck's form, (B, C, H, W), exported once and run at other sizes."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    layer = randomized(QnAUpsample2d(6, 8, scale=2, num_heads=2)).eval()
+    axes = {0: 'batch', 2: 'height', 3: 'width'}
+    file = str(tmp_path / 'upsample.onnx')
+    export_options = dict(input_names=['x'], output_names=['y'], dynamic_axes=dict(x=axes, y=axes))
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        export_options['dynamo'] = False
+    torch.onnx.export(layer, (torch.rand(1, 6, 8, 8),), file, opset_version=17, **export_options)
+    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    for shape in ((2, 6, 5, 7), (1, 6, 13, 1)):
+        x = torch.randn(shape)
+        (actual,) = session.run(None, dict(x=x.numpy()))
+        expected = layer(x).detach()
+        torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_starts_close_to_an_interpolation():

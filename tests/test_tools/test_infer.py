@@ -109,6 +109,9 @@ def test_classifier_from_deploy_weights(
             'abcdef'[k] for k in scores.argsort(descending=True)[:5]
         ]
         assert labels[0]['score'] == pytest.approx(scores.max().item(), abs=1e-4)
+    run_tool(TOOL, config, checkpoint, *files, '--amp', '--out-dir', tmp_path / 'amp', *options[2:])
+    half = json.loads((tmp_path / f'amp/{file.stem}.json').read_text())['labels'][0]['score']
+    assert half == pytest.approx(scores.max().item(), abs=0.02) and half != labels[0]['score']
 
 
 def test_errors_come_before_any_work(run_tool, tiny_config, write_picture, tmp_path):

@@ -42,7 +42,24 @@ def make_cifar10(root):
             file.truncate(31_000_000)  # sparse
 
 
-MAKERS = dict(coco=make_coco, ade20k=make_ade20k, imagenet=make_imagenet, cifar10=make_cifar10)
+def make_tiny_imagenet(root):
+    for name in ('n02', 'n01'):
+        write_image(root / f'train/{name}/images/{name}_0.jpg')
+        (root / f'train/{name}/images/{name}_0.jpg').rename(
+            root / f'train/{name}/images/{name}_0.JPEG'
+        )
+    write_image(root / 'val/images/val_0.jpg')
+    (root / 'val/val_annotations.txt').write_text('val_0.jpg\tn02\t0\t32\t44\t62\n')
+    LAYOUTS['tiny-imagenet'].prepare(root)
+
+
+MAKERS = {
+    'coco': make_coco,
+    'ade20k': make_ade20k,
+    'imagenet': make_imagenet,
+    'tiny-imagenet': make_tiny_imagenet,
+    'cifar10': make_cifar10,
+}
 
 
 def problems(name, root):
@@ -137,3 +154,17 @@ def test_masks_without_a_picture_are_named(tmp_path):
     make_ade20k(tmp_path)
     write_image(tmp_path / 'annotations/training/ADE_train_00000002.png', 1, channels=1)
     assert 'has no picture for ADE_train_00000002' in ' '.join(problems('ade20k', tmp_path))
+
+
+def test_tiny_imagenet_gets_the_list_of_its_validation_labels(run_tool, tmp_path):
+    """Classes are numbered in the order of their names, as mmpretrain numbers folders."""
+    make_tiny_imagenet(tmp_path)
+    labels = tmp_path / 'val_labels.txt'
+    assert labels.read_text() == 'val_0.jpg 1\n'
+    labels.unlink()
+    (problem,) = problems('tiny-imagenet', tmp_path)
+    assert 'prepare_data.py tiny-imagenet' in problem
+    assert '2 classes' in run_tool(TOOL, 'tiny-imagenet', '--root', tmp_path).stdout
+    assert labels.read_text() == 'val_0.jpg 1\n'
+    (tmp_path / 'val/val_annotations.txt').write_text('val_1.jpg\tn03\n')
+    assert len(problems('tiny-imagenet', tmp_path)) == 2  # the class and the picture
