@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import KeyOnlyAttention
@@ -57,7 +58,7 @@ class SaliencyHook(Hook):
             if isinstance(layer, KeyOnlyAttention):
                 found = re.search(r'stages\.(\d+)\.', name)
                 stage = f'stage{int(found[1]) + 1}' if found else 'model'
-                self._handles.append(layer.register_forward_pre_hook(self._measure(stage)))
+                self._handles.append(layer.register_forward_pre_hook(partial(self._measure, stage)))
 
     def after_train_iter(
         self,
@@ -79,19 +80,16 @@ class SaliencyHook(Hook):
             values = [f'{v:.3g}' for k, v in scalars.items() if f'/{statistic}_' in k]
             runner.logger.info(f'saliency: {statistic} by stage: {", ".join(values)}')
 
-    def _measure(self, stage: str):
+    def _measure(self, stage: str, layer: KeyOnlyAttention, inputs: tuple[Tensor, ...]) -> None:
         def record(statistic: str, value: Tensor) -> None:
             self._found[f'saliency/{statistic}_{stage}'].append(value.item())
 
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            contrast, gated = describe(layer, inputs[0].detach()[: self.num_samples])
-            record('contrast', contrast)
-            record('gated', gated)
-            if layer.saliency.requires_grad:
-                size = lambda g: record('gradient', _size(g.float()))  # noqa: E731
-                self._handles.append(layer.saliency.register_hook(size))
-
-        return hook
+        contrast, gated = describe(layer, inputs[0].detach()[: self.num_samples])
+        record('contrast', contrast)
+        record('gated', gated)
+        if layer.saliency.requires_grad:
+            handle = layer.saliency.register_hook(lambda g: record('gradient', _size(g.float())))
+            self._handles.append(handle)
 
 
 @torch.no_grad()
