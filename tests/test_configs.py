@@ -32,10 +32,11 @@ def test_data_schedule_and_batch_are_stated(path):
     assert needed <= set(cfg.keys())
     assert cfg.default_scope in ('mmdet', 'mmseg', 'mmpretrain')
     assert cfg.auto_scale_lr.enable is False
-    processes = 1 if path.parent.name == 'demo' else 8
+    named = re.search(r'_(\d+)xb\d', path.stem)
+    processes = int(named[1]) if named else 1 if path.parent.name == 'demo' else 8
     assert cfg.auto_scale_lr.base_batch_size == processes * cfg.train_dataloader.batch_size
-    if '_8xb' in path.stem:
-        batch, epochs = re.search(r'_8xb(\d+)(?:-(?:ft-)?(\d+)e)?_', path.stem).groups()
+    if named:
+        batch, epochs = re.search(r'_\d+xb(\d+)(?:-(?:ft-)?(\d+)e)?_', path.stem).groups()
         assert int(batch) == cfg.train_dataloader.batch_size
         assert not epochs or int(epochs) == cfg.train_cfg.max_epochs
     if path.parent.name != 'demo':

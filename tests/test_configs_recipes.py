@@ -109,7 +109,8 @@ def parameter_options(cfg):
     settings.backbone.pop('init_cfg', None)
     if 'data_preprocessor' in cfg:
         settings.data_preprocessor = cfg.data_preprocessor
-    with torch.device('meta'):
+    # PVT and ResNet compute their rates of stochastic depth with tensors
+    with torch.device('meta' if is_ours(settings.backbone) else 'cpu'):
         model = MODELS.build(settings)
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     kinds, factors = {True: set(), False: set()}, {}
