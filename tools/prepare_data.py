@@ -5,6 +5,9 @@
 annotations, and reports what is missing and where the official download is.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 from pathlib import Path
 
