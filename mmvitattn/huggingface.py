@@ -84,10 +84,10 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin):
         self,
         save_directory: str | Path,
         *,
-        config: dict | None = None,
-        model_card_kwargs: dict[str, str] | None = None,
+        config: Any = None,
+        model_card_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> str | None:
+    ) -> Any:
         """Writes weights, config and model card into a folder, from which nothing is removed.
 
         Args:

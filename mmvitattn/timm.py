@@ -5,7 +5,7 @@
 on timm find the names, too. There are no pretrained weights to download.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -104,7 +104,7 @@ class BackboneClassifier(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: int | Sequence[int] | None = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = 'NCHW',
@@ -139,7 +139,7 @@ class BackboneClassifier(nn.Module):
 
     def prune_intermediate_layers(
         self,
-        indices: int | Sequence[int] = 1,
+        indices: int | list[int] = 1,
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
@@ -214,7 +214,7 @@ def checkpoint_filter(state_dict: dict[str, Any], model: BackboneClassifier) -> 
     return {f'backbone.{name}': value for name, value in state_dict.items()}
 
 
-def _default_cfg(family: str, arch: Collection[Any]) -> dict[str, Any]:
+def _default_cfg(family: str, arch: Mapping[str, Any]) -> dict[str, Any]:
     """Size, normalisation and class of the data as in the configs, and names of layers."""
     cfg: dict[str, Any] = dict(classifier='head.fc', first_conv=FIRST_CONVS.get(family))
     stride = 32

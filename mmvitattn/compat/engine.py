@@ -50,7 +50,8 @@ else:
         """Stands for MMEngine's: stores classes by name, but builds nothing from configs."""
 
         def __init__(self, name: str, **_: Any) -> None:
-            self.name, self.module_dict = name, {}
+            self.name = name
+            self.module_dict: dict[str, type] = {}
 
         def register_module(self, name: str | None = None, module: type | None = None) -> Any:
             """Stores ``module``; without it, returns a class decorator."""
