@@ -18,7 +18,7 @@ import mmvitattn
 from mmvitattn.datasets.shapes import write_shapes
 
 backbone_name = sys.argv[1] if len(sys.argv) > 1 else 'linglo_b0'
-steps = int(sys.argv[2]) if len(sys.argv) > 2 else 150
+steps = int(sys.argv[2]) if len(sys.argv) > 2 else 100
 
 
 class BackboneWithFPN(nn.Module):
