@@ -7,11 +7,15 @@ STACK ?= onedl
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 JOBS ?= 2
+comma := ,
 
 # torch and torchvision come together, from one index: wheels of different ones do not fit.
 TORCH_onedl := torch==2.14.1 torchvision==0.29.1
 TORCH_openmmlab := torch==2.1.2 torchvision==0.16.2
 TORCH ?= $(TORCH_$(STACK))
+
+# Libraries of the tests that do not work with torch 2.1: see pyproject.toml.
+INTEROP := $(if $(filter onedl,$(STACK)),$(comma)interop)
 
 BIN := $(VENV)/bin
 # The type hints of torch 2.1 differ from those of current torch: types are checked on one stack.
@@ -47,7 +51,7 @@ $(INSTALLED): pyproject.toml setup.py Makefile
 	  sys.exit(f"error: STACK={stack} cannot use Python {v[0]}.{v[1]}; set PYTHON=python3.11" if bad else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile $(TORCH)
-	$(BIN)/python -m pip install --no-compile -e '.[$(STACK),dev]'
+	$(BIN)/python -m pip install --no-compile -e '.[$(STACK),dev$(INTEROP)]'
 	@rm -f $(VENV)/installed* && touch $@
 
 demo: $(INSTALLED)

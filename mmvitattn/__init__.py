@@ -1,9 +1,8 @@
-"""mmvitattn: efficient-attention backbones for mmdet, mmsegmentation and mmpretrain.
+"""mmvitattn: efficient-attention backbones for PyTorch and the OpenMMLab toolboxes.
 
-``mmvitattn.ops`` and ``mmvitattn.layers`` need only PyTorch. The backbones (``mmvitattn.models``)
-and the tools need one of the two OpenMMLab stacks; if one is installed, importing this package
-registers the backbones. This module never raises ImportError, which MMEngine would swallow and
-report as "not in the registry".
+The backbones, layers and ops need only torch, torchvision and numpy. Where one of the two OpenMMLab
+stacks is installed, importing this package registers the backbones in it. This module never raises
+ImportError, which MMEngine would swallow and report as "not in the registry".
 """
 
 import importlib.util
@@ -12,14 +11,7 @@ import warnings
 from . import compat
 from .version import __version__
 
-__all__ = ['MISSING_STACK', '__version__', 'build_backbone', 'has_mm_stack', 'list_backbones']
-
-MISSING_STACK = (
-    'MMEngine is not installed: mmvitattn.ops and mmvitattn.layers work, the backbones, configs '
-    'and tools do not. Install one stack: `pip install "mmvitattn[onedl]"` (maintained forks, '
-    'current torch) or `pip install "mmvitattn[openmmlab]"` (OpenMMLab\'s originals, torch 2.1); '
-    'in a clone, `pip install -e ".[onedl]"`.'
-)
+__all__ = ['__version__', 'build_backbone', 'has_mm_stack', 'list_backbones']
 
 
 def has_mm_stack() -> bool:
@@ -28,17 +20,7 @@ def has_mm_stack() -> bool:
 
 
 compat.install()
-if has_mm_stack():
-    try:
-        from .zoo import build_backbone, list_backbones  # registers the backbones
-    except ImportError as error:
-        warnings.warn(f'mmvitattn: the backbones cannot be imported: {error}', stacklevel=2)
-else:
-    warnings.warn(MISSING_STACK, stacklevel=2)
-
-
-def __getattr__(name: str):
-    parts = ('models', 'registry', 'checkpoint', 'converters', 'training', 'inference', 'zoo')
-    if name in (*parts, 'build_backbone', 'list_backbones') and not has_mm_stack():
-        raise AttributeError(f'mmvitattn.{name}: {MISSING_STACK}')
-    raise AttributeError(f"module 'mmvitattn' has no attribute {name!r}")
+try:
+    from .zoo import build_backbone, list_backbones  # registers the backbones
+except ImportError as error:
+    warnings.warn(f'mmvitattn: the backbones cannot be imported: {error}', stacklevel=2)

@@ -156,7 +156,7 @@ def load_official(backbone: str) -> tuple[Mapping[str, Any], str]:
 
 
 def _read(entry: OfficialWeights, path: Path) -> Mapping[str, Any]:
-    # Imported here, since importing mmvitattn must not import a runner.
+    # Imported here: few programs read the files of the releases.
     from .checkpoint import load_checkpoint, read_torch_pickle
     from .converters import convert_qna_vit, convert_sag, read_flax_msgpack
 

@@ -2,25 +2,18 @@
 
 With these, ``type='mmvitattn.LinGlo'`` works in any mmdet, mmseg or mmpretrain config without
 ``custom_imports``: MMEngine imports the locations below on first use. MMEngine hides an ImportError
-in these modules and reports "not in the registry", so they import no optional packages.
+in these modules and reports "not in the registry", so they import no optional packages. Without
+MMEngine, the registries only store the classes.
 """
 
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import HOOKS as MMENGINE_HOOKS
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
-from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import Registry
-
-MODULE2PACKAGE.setdefault('mmvitattn', 'mmvitattn')  # lets mmengine.hub find the wheel's configs
+from .compat.engine import Registry, root_registries
 
 MODELS = Registry(
-    'model', parent=MMENGINE_MODELS, scope='mmvitattn', locations=['mmvitattn.models']
+    'model', parent=root_registries.MODELS, scope='mmvitattn', locations=['mmvitattn.models']
 )
 HOOKS = Registry(
     'hook',
-    parent=MMENGINE_HOOKS,
+    parent=root_registries.HOOKS,
     scope='mmvitattn',
     locations=[
         'mmvitattn.inference.classification_pictures',
@@ -30,19 +23,19 @@ HOOKS = Registry(
 )
 OPTIM_WRAPPERS = Registry(
     'optimizer wrapper',
-    parent=MMENGINE_OPTIM_WRAPPERS,
+    parent=root_registries.OPTIM_WRAPPERS,
     scope='mmvitattn',
     locations=['mmvitattn.training.mixed_precision'],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
-    parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
+    parent=root_registries.OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmvitattn',
     locations=['mmvitattn.training.layer_decay', 'mmvitattn.training.weight_decay'],
 )
 STRATEGIES = Registry(
     'strategy',
-    parent=MMENGINE_STRATEGIES,
+    parent=root_registries.STRATEGIES,
     scope='mmvitattn',
     locations=['mmvitattn.training.sharding'],
 )
@@ -64,6 +57,6 @@ def register_model(cls: type, name: str | None = None) -> type:
     """
     name = name or cls.__name__
     MODELS.register_module(name, module=cls)
-    if MMENGINE_MODELS.module_dict.get(name) is None:
-        MMENGINE_MODELS.register_module(name, module=cls)
+    if root_registries.MODELS.module_dict.get(name) is None:
+        root_registries.MODELS.register_module(name, module=cls)
     return cls

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import models  # noqa: F401  (registers the families)
+from .checkpoint import load_backbone_weights, load_checkpoint
 from .models.base import PyramidBackbone
 from .official import load_official
 from .registry import MODELS
@@ -46,7 +47,8 @@ def build_backbone(
             the weights that the authors published (:mod:`mmvitattn.official`), which must have
             been downloaded; they need not be converted.
         options: options of the backbone's class: ``out_indices``, ``in_channels``,
-            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` is applied immediately.
+            ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` needs MMEngine and is
+            applied immediately.
 
     Returns:
         The backbone, in training mode.
@@ -81,9 +83,6 @@ def build_backbone(
 
 
 def _build_pretrained(name: str, options: dict[str, Any], source: str | Path) -> PyramidBackbone:
-    # Imported here, since importing mmvitattn must not import a runner.
-    from .checkpoint import load_backbone_weights, load_checkpoint
-
     if options.get('init_cfg') is not None:
         raise ValueError('give pretrained or init_cfg, not both')
     if source == 'official':

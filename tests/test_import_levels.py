@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [  # from the lowest up: a part imports itself and parts of lower levels
-    {'compat', 'errors', 'version'},
+    {'errors', 'extras', 'version'},
+    {'compat'},
     {'datasets', 'hub', 'ops', 'registry'},
     {'layers'},
     {'models'},
@@ -16,7 +17,7 @@ LEVELS = [  # from the lowest up: a part imports itself and parts of lower level
     {'converters', 'visualization'},
     {'official'},
     {'zoo'},
-    {'inference', 'training'},
+    {'huggingface', 'inference', 'timm', 'training'},
     {'cli'},
     {'__init__', '__main__'},
     {'benchmark'},

@@ -10,6 +10,9 @@ thresholds and suppression. The input is the normalised image; the file's metada
 and order of the colour channels.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path

@@ -5,6 +5,9 @@ PNG file with the class of each pixel; for each video an MP4 file and a file wit
 each frame. Files that cannot be read are skipped and listed at the end.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import json
 import logging

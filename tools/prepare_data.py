@@ -6,6 +6,9 @@ counts and annotations, and reports what is missing and where the official downl
 the configs need and the download lacks are added.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -1,5 +1,8 @@
 """Evaluates a checkpoint: ``python tools/test.py CONFIG CHECKPOINT``; prints AP, mIoU or top-1."""
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -3,6 +3,9 @@
 The config determines the task. Data, weights and run folder are checked before any work.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 from pathlib import Path
 

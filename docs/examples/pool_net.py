@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from mmvitattn.layers import FFN, ConvEmbed
+from mmvitattn.layers.drop_path import DropPath
 from mmvitattn.models.base import PyramidBackbone
 from mmvitattn.models.options import linear_ramp
 from mmvitattn.registry import register_model
@@ -25,7 +25,7 @@ class PoolNetBlock(nn.Module):
         self.pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
         self.norm2 = nn.LayerNorm(channels)
         self.ffn = FFN(channels, 4 * channels)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to the same shape."""

@@ -9,9 +9,6 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
-from mmengine import dist
-from mmengine.runner import CheckpointLoader
-from mmengine.runner import checkpoint as mmengine_checkpoint
 
 from ..errors import CheckpointError
 from .objects import MMENGINE
@@ -82,6 +79,9 @@ def use_safe_loading(
         loaded: checkpoints that have been read already, on the CPU, by path. MMEngine gets each
             once, and it is removed from the dict.
     """
+    from mmengine.runner import CheckpointLoader
+    from mmengine.runner import checkpoint as mmengine_checkpoint
+
     loaded = {} if loaded is None else loaded
 
     def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
@@ -121,6 +121,8 @@ def _move_tensors(node: dict | list, device: str | torch.device) -> None:
 
 def _download(url: str) -> Path:
     """Downloads a URL to torch's cache; in a distributed run one process does so first."""
+    from mmengine import dist
+
     path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
     for first in (True, False):
         if dist.is_main_process() == first and not path.is_file():

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
 
+from ..compat.engine import ConfigDict, HistoryBuffer
 from .torch_pickle import RELEASES, TENSORS, AllowedObjects, RefusedObjectError, set_attributes
 
 NUMBERS_AND_STRINGS = re.compile(r'[biufcUS]\d+')

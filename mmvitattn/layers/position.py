@@ -128,7 +128,9 @@ class RPCPE(nn.Module):
         gain = torch.stack([norm.weight for norm in self.norms])
         shift = torch.stack([norm.bias for norm in self.norms])
         weights = torch.stack([conv.weight for conv in self.convs])
-        scale = gain * torch.rsqrt(var + self.norms[0].eps)  # (branches, C)
+        # The frozen norms of transformers' DETR have no eps; they use PyTorch's default.
+        eps = getattr(self.norms[0], 'eps', 1e-5)
+        scale = gain * torch.rsqrt(var + eps)  # (branches, C)
         weight = (weights * scale[..., None, None, None]).sum(0)
         if self.skip:
             identity = torch.zeros_like(weight)

@@ -7,17 +7,16 @@ maps are channels-last, (B, H, W, C): linear layers and LayerNorm then run witho
 convolutions read the same memory as (B, C, H, W) maps in channels_last format.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..compat.engine import BaseModule, print_log
 from ..errors import OptionError
 from ..layers.load_tables import resize_tables
 from .options import resolve_out_indices
@@ -91,10 +90,11 @@ class PyramidBackbone(BaseModule):
                 f'0 the stem, k the stem and the first k of the {self.num_stages} stages in use'
             )
         self.frozen_stages, self.norm_eval, self.with_cp = frozen_stages, norm_eval, with_cp
-        self.feature_info = FeatureInfo(
+        self.stage_info = FeatureInfo(  # of all stages
             dict(num_chs=channels[i], reduction=strides[i], module=f'norms.{i}')
-            for i in self.out_indices
+            for i in range(len(channels))
         )
+        self.feature_info = FeatureInfo(self.stage_info[i] for i in self.out_indices)
         self.stem: nn.Module
         self.stages = nn.ModuleList()
         self.downsamples = nn.ModuleList()
@@ -154,16 +154,31 @@ class PyramidBackbone(BaseModule):
         Raises:
             ValueError: for an image of another shape.
         """
+        maps = self.forward_stages(image, self.out_indices)
+        return tuple(self.norms[str(i)](maps[i]).permute(0, 3, 1, 2) for i in self.out_indices)
+
+    def forward_stages(self, image: Tensor, indices: Collection[int]) -> dict[int, Tensor]:
+        """Computes maps without the output norms.
+
+        Args:
+            image: as for :meth:`forward`.
+            indices: stages to return; stages after the last one are not run.
+
+        Returns:
+            The map (B, H_i, W_i, C_i) of each of ``indices``.
+
+        Raises:
+            ValueError: for an image of another shape.
+        """
         self._check_image(image)
-        x = self.stem(image.permute(0, 2, 3, 1))
-        outputs = {}
-        for i, stage in enumerate(self.stages):
+        x, maps = self.stem(image.permute(0, 2, 3, 1)), {}
+        for i in range(max(indices) + 1):
             if i > 0:
                 x = self.run_block(self.downsamples[i - 1], x)
-            x = self.forward_stage(stage, x)
-            if i in self.out_indices:
-                outputs[i] = self.norms[str(i)](x).permute(0, 3, 1, 2)
-        return tuple(outputs[i] for i in self.out_indices)
+            x = self.forward_stage(self.stages[i], x)
+            if i in indices:
+                maps[i] = x
+        return maps
 
     def forward_stage(self, stage: Any, x: Tensor) -> Tensor:
         """Runs the blocks of one of ``stages``."""

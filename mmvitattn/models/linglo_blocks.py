@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation, StochasticDepth
 
 from ..errors import OptionError
 from ..layers import FFN, RPCPE, ConvEmbed, GlobalAttention, KeyOnlyAttention
+from ..layers.drop_path import DropPath
 from ..layers.init import he_normal_fan_out_, trunc_normal_
 from ..layers.patch_embed import PatchEmbed
 from .options import choose
@@ -57,7 +57,7 @@ class LinGloBlock(nn.Module):
         self.attention = attention(channels, num_heads)
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPS)
         self.ffn = FFN(channels, hidden, position=None if cpe is None else RPCPE(hidden, **cpe))
-        self.drop_path = StochasticDepth(drop_path, mode='row')
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to the same shape."""
@@ -84,6 +84,8 @@ class LinGloConvBlock(nn.Module):
     def __init__(
         self, channels: int, ffn_ratio: float, drop_path: float = 0.0, cpe: Mapping = RP_CPE
     ) -> None:
+        from torchvision.ops import SqueezeExcitation  # takes longer to import than PyTorch
+
         super().__init__()
         hidden = int(channels * ffn_ratio)
         gate = SqueezeExcitation(hidden, max(1, round(2 * channels / ffn_ratio)))
@@ -91,7 +93,7 @@ class LinGloConvBlock(nn.Module):
             trunc_normal_(linear)
         self.norm = nn.LayerNorm(channels, eps=NORM_EPS)
         self.ffn = FFN(channels, hidden, position=RPCPE(hidden, **cpe), gate=gate)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to the same shape."""

@@ -1,9 +1,9 @@
 """Global pooling of a map by learned queries, as a neck of classifiers."""
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ..compat.engine import BaseModule
 from ..errors import OptionError
 from ..layers.init import learned_query_, lecun_normal_
 from ..layers.position_table import resize_table

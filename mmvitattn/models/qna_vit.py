@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ..layers import FFN, QnALayer, WindowAttention
+from ..layers.drop_path import DropPath
 from ..layers.init import lecun_normal_
 from ..ops.dispatch import is_exporting
 from ..registry import register_model
@@ -105,7 +105,7 @@ class QnAViTBlock(nn.Module):
         self.ffn = FFN(channels, FFN_RATIO * channels, approximate='tanh')
         lecun_normal_(self.ffn.fc1)
         lecun_normal_(self.ffn.fc2)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
+        self.drop_path = DropPath(drop_path)
         self.layer_scale1 = self.layer_scale2 = None
         if layer_scale is not None:
             self.layer_scale1 = nn.Parameter(torch.full((channels,), layer_scale))

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from ..errors import OptionError
 from ..layers import (
@@ -17,6 +16,7 @@ from ..layers import (
     WindowAttention,
 )
 from ..layers.conv_projection import ConvProjectionAttention, ConvTokenEmbed
+from ..layers.drop_path import DropPath
 from ..layers.init import trunc_normal_
 from ..layers.patch_embed import PatchEmbed
 from ..layers.shifted import TranslatedPatchEmbed
@@ -42,7 +42,7 @@ class SAGBlock(nn.Module):
         super().__init__()
         self.attention = attention
         self.ffn = FFN(channels, FFN_RATIO * channels)
-        self.drop_path = StochasticDepth(drop_path, mode='row')
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, norm1: nn.Module, norm2: nn.Module) -> Tensor:
         """Maps (B, H, W, C), or (T, B, H, W, C) with local attention, to (B, H, W, C)."""

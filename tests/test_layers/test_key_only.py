@@ -41,32 +41,3 @@ def test_ffn_with_position_encoding_follows_its_order():
     expected = ffn.fc2(torch.nn.functional.gelu(hidden))
     torch.testing.assert_close(ffn(x), expected)
     assert ffn(x).is_contiguous()
-
-
-BARE = """
-import sys, warnings
-from importlib.machinery import PathFinder
-find_spec = PathFinder.find_spec
-def without_mm(name, *args):
-    hidden = name.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
-    return None if hidden else find_spec(name, *args)
-PathFinder.find_spec = without_mm
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    from mmvitattn.layers import KeyOnlyAttention
-import torch
-print(KeyOnlyAttention(8, 2)(torch.rand(1, 4, 4, 8)).shape)
-print([str(w.message) for w in caught if 'mmvitattn' in str(w.message)])
-import mmvitattn
-try:
-    mmvitattn.models
-except AttributeError as error:
-    print('AttributeError:', error)
-"""
-
-
-def test_layers_work_without_any_mm_package_and_say_what_to_install(run_code):
-    shape, warning, error = run_code(BARE).splitlines()
-    assert shape == 'torch.Size([1, 4, 4, 8])'
-    assert warning.count('mmvitattn[onedl]') == 1
-    assert error.startswith('AttributeError') and 'mmvitattn[onedl]' in error

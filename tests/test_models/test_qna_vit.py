@@ -1,9 +1,9 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from mmvitattn.layers import QnALayer, WindowAttention
+from mmvitattn.layers.drop_path import DropPath
 from mmvitattn.models import QnAViT
 
 MINI = dict(
@@ -78,7 +78,7 @@ def test_drop_path_rises_over_all_blocks():
 def test_downsampling_block_never_drops_its_attention():
     """With all FFN branches dropped, what is left is the skip path and the attention."""
     block = mini().downsamples[0]
-    block.drop_path = StochasticDepth(1.0, mode='row')
+    block.drop_path = DropPath(1.0)
     block.train()
     x = torch.randn(1, 6, 6, 8)
     expected = block.skip(x) + block.attention(block.norm1(x))

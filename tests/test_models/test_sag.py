@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import StochasticDepth
 
 from mmvitattn.layers import GlobalAttention, LocalShiftAttention
+from mmvitattn.layers.drop_path import DropPath
 from mmvitattn.models import SAGViT
 from mmvitattn.ops import force
 
@@ -129,7 +129,7 @@ def test_positions_are_resized_for_other_sizes_alone(monkeypatch):
 
 
 def test_drop_path_is_the_same_in_every_block():
-    rates = {m.p for m in SAGViT('cifar_tiny').modules() if isinstance(m, StochasticDepth)}
+    rates = {m.p for m in SAGViT('cifar_tiny').modules() if isinstance(m, DropPath)}
     assert rates == {0.1}
     model = mini(drop_path_rate=1.0).train()
     with torch.no_grad():  # every branch is dropped: the unshifted embedding goes on

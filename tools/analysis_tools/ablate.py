@@ -5,6 +5,9 @@ files in ``configs/ablations/*.yml`` group the rows into sets, one for each tabl
 docs/ablations.md says how to train and compare rows.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import difflib
 import logging

@@ -5,6 +5,9 @@ a work dir, all its restarts joined, or one JSON file of scalars. The summary gi
 best value of each key; a key may contain wildcards, as ``'loss*'``.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import math
 import os

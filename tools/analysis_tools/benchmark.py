@@ -4,6 +4,9 @@
 (``report.md``), everything measured (``report.json``) and a picture of each group to a new folder.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import importlib.util
 import logging

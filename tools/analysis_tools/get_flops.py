@@ -5,6 +5,9 @@ Every matrix product and convolution is counted, attention's included; nothing i
 model runs on PyTorch's meta device). GFLOPs are multiply-adds / 1e9, as in the papers.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import copy
 import logging

@@ -6,6 +6,9 @@ the shifted variants of the patches around a position. The picture goes through 
 pipeline first. Without CHECKPOINT the weights are random.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import logging
 from collections.abc import Iterator

@@ -6,6 +6,9 @@ with the config's text, as plain data, but not the state of the training. If the
 average of the weights (EMA), the average is published.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import hashlib
 import io

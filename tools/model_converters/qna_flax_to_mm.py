@@ -8,6 +8,9 @@ prints the options of the backbone, and the neck, that a classifier's config nee
 msgpack: ``pip install "mmvitattn[convert]"``.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 
 from mmvitattn.cli import Converted, add_file_arguments, convert_file, one_or_each

@@ -6,6 +6,9 @@ block; a config with ``backbone=dict(deploy=True)`` loads the result. The output
 compared before anything is written.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import logging
 

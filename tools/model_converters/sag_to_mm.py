@@ -7,6 +7,9 @@ A classifier loads the result whole; a detector or segmentor takes the backbone:
 the file is executed: it may contain tensors, plain data and ``argparse.Namespace``.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 
 from mmvitattn.checkpoint import read_torch_pickle
