@@ -1,21 +1,18 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
 CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
-Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, including odd
-ones, before it is moved to its place.
+Height and width are dynamic, and the batch size except for Mask and Faster R-CNN. The file is
+compared with PyTorch at three sizes, including odd ones, before it is moved to its place.
 
-The outputs are the maps of a backbone, the logits of a classifier, the logits of a segmenter at the
-size of its head, or the raw maps of a single-stage detector's head, level by level, without boxes,
-thresholds and suppression. The input is the normalised image; the file's metadata contain mean, std
-and order of the colour channels.
+The outputs are final: boxes after non-maximum suppression, label maps, or probabilities. The input
+is the normalised image; the file's metadata have the preprocessing and the class names, and
+``tools/deploy/run_onnx.py`` runs it on pictures. ``--int8`` writes a quantised file as well.
 """
 
 import argparse
 import logging
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from mmvitattn import build_backbone
 from mmvitattn.checkpoint import load_backbone_weights, load_checkpoint
@@ -27,9 +24,11 @@ from mmvitattn.inference.onnx_export import (
     TOLERANCE,
     Exportable,
     check_shapes,
+    drop_raw_outputs,
     export_onnx,
     largest_differences,
 )
+from mmvitattn.inference.onnx_metadata import describe
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,12 +47,18 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="do not fold LinGlo's position encoding into single convolutions",
     )
+    parser.add_argument(
+        '--exporter',
+        choices=['auto', 'dynamo', 'torchscript'],
+        default='auto',
+        help='of PyTorch; default: dynamo (torch.export) if it is available and succeeds',
+    )
     add_force_argument(parser, '--out')
     add_trust_argument(parser)
     return parser.parse_args()
 
 
-def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def build(args: argparse.Namespace) -> tuple[Exportable, dict[str, Any]]:
     """Builds the model to export and the metadata of the file.
 
     Raises:
@@ -72,13 +77,12 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         cfg = read_model_config(args.model)
         model = build_model(cfg, checkpoint or None, args.checkpoint or '')
         backbone = model.backbone
-        normalisation = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-        for key in ('mean', 'std', 'bgr_to_rgb', 'to_rgb'):
-            if key in normalisation:
-                metadata[key] = normalisation[key]
     if not args.training_form and hasattr(backbone, 'switch_to_deploy'):
         backbone.switch_to_deploy()
-    return backbone if args.backbone_only else model, metadata
+    module = Exportable(backbone if args.backbone_only else model)
+    if model is not backbone:
+        metadata.update(describe(cfg, module, checkpoint))
+    return module, metadata
 
 
 def export(args: argparse.Namespace) -> None:
@@ -93,15 +97,15 @@ def export(args: argparse.Namespace) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install "mmvitattn[export]"') from None
-    model, metadata = build(args)
-    module = Exportable(model)
+    module, metadata = build(args)
     if not args.checkpoint:
         print('no checkpoint: the weights are random')
-    backbone = getattr(model, 'backbone', model)
+    backbone = getattr(module.model, 'backbone', module.model)
     m, channels = getattr(backbone, 'min_size', 32), getattr(backbone, 'in_channels', 3)
     shapes = check_shapes(m, channels)
     with written_atomically(out) as temporary:
-        export_onnx(module, temporary, (2, channels, 2 * m + 5, 3 * m + 7), metadata)
+        shape = (2, channels, 2 * m + 5, 3 * m + 7)
+        print('exporter:', export_onnx(module, temporary, shape, metadata, args.exporter))
         differences = largest_differences(module, temporary, shapes)
         print('batch x height x width   largest difference / largest output')
         for (batch, _, height, width), difference in zip(shapes, differences, strict=True):
@@ -110,6 +114,7 @@ def export(args: argparse.Namespace) -> None:
             raise UsageError(
                 f'PyTorch and onnxruntime differ by more than {TOLERANCE:g}; nothing is written'
             )
+        drop_raw_outputs(temporary)
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
 
 
