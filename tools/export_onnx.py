@@ -11,6 +11,8 @@ is the normalised image; the file's metadata have the preprocessing and the clas
 
 import argparse
 import logging
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from mmvitattn.checkpoint.writing import check_destination, written_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference.build import build_model, read_model_config
+from mmvitattn.inference.media import find_inputs
 from mmvitattn.inference.onnx_export import (
     TOLERANCE,
     Exportable,
@@ -28,7 +31,7 @@ from mmvitattn.inference.onnx_export import (
     export_onnx,
     largest_differences,
 )
-from mmvitattn.inference.onnx_metadata import describe
+from mmvitattn.inference.onnx_metadata import describe, load_runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +55,12 @@ def parse_args() -> argparse.Namespace:
         choices=['auto', 'dynamo', 'torchscript'],
         default='auto',
         help='of PyTorch; default: dynamo (torch.export) if it is available and succeeds',
+    )
+    parser.add_argument(
+        '--int8',
+        type=Path,
+        metavar='CALIBRATION_FOLDER',
+        help='also write NAME.int8.onnx, quantised with the images of this folder, and compare',
     )
     add_force_argument(parser, '--out')
     add_trust_argument(parser)
@@ -97,6 +106,11 @@ def export(args: argparse.Namespace) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install "mmvitattn[export]"') from None
+    if args.int8 and (args.backbone_only or not args.model.endswith('.py')):
+        raise UsageError('--int8 needs a whole model: a config without --backbone-only')
+    if args.int8:
+        check_destination(int8_path(out), args.force)
+        find_inputs([args.int8])
     module, metadata = build(args)
     if not args.checkpoint:
         print('no checkpoint: the weights are random')
@@ -116,6 +130,42 @@ def export(args: argparse.Namespace) -> None:
             )
         drop_raw_outputs(temporary)
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+    if args.int8:
+        export_int8(args, out)
+
+
+def export_int8(args: argparse.Namespace, path: Path) -> None:
+    """Quantises the file and prints metric, size and latency of both.
+
+    Raises:
+        UsageError: if the folder has no images.
+    """
+    from mmvitattn.inference import onnx_quantize
+
+    runner = load_runner()
+    out = int8_path(path)
+    with written_atomically(out) as temporary:
+        inputs = onnx_quantize.calibration_inputs(args.int8, runner.Model(path))
+        kept = onnx_quantize.quantise(path, temporary, inputs)
+    cfg = read_model_config(args.model)
+    print(f'{len(inputs)} images for calibration; in float32 remain:')
+    for reason, nodes in kept.items():
+        print(f'  {len(nodes)} x {reason}')
+    print(f'{"file":<40} {"metric":>22} {"MB":>8} {"ms":>8}')
+    for file in (path, out):
+        model = runner.Model(file, threads=1)
+        try:
+            with redirect_stdout(StringIO()):
+                metric = '{} {:.4f}'.format(*onnx_quantize.evaluate(cfg, model))
+        except FileNotFoundError:
+            metric = 'no test data here'
+        size, speed = file.stat().st_size / 1e6, onnx_quantize.latency(model, inputs)
+        print(f'{file.name:<40} {metric:>22} {size:8.1f} {speed:8.1f}')
+
+
+def int8_path(path: Path) -> Path:
+    """Name of the quantised file."""
+    return path.with_suffix('.int8.onnx')
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ SIDE_DRAWN = 384  # smaller images are enlarged so that captions fit
 TOP = 5  # labels of a classification
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Wrong input; the message names the value and the remedy."""
 
 
