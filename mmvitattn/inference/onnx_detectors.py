@@ -240,7 +240,7 @@ def candidates(
     label = torch.zeros_like(position)
     if classes > 1:
         logits = logits.gather(1, position[..., None].expand(-1, -1, classes))
-        pairs = kept * classes if number <= 0 else kept
+        pairs = kept * classes if number <= 0 else minimum(number, kept * classes)
         best, pair = logits.flatten(1).topk(pairs, dim=1)
         label = pair % classes
         position = position.gather(1, torch.div(pair, classes, rounding_mode='floor'))

@@ -259,7 +259,7 @@ def _difference(name: str, actual: Tensor, expected: Tensor) -> float:
 def _check_detections(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Looks for each detection of PyTorch in the file's."""
     names = [name for name in ('batch_index', 'labels', 'scores', 'boxes') if name in expected]
-    a, e = (torch.cat([x[n].reshape(len(x[n]), -1) for n in names], 1) for x in (actual, expected))
+    a, e = (torch.column_stack([x[name] for name in names]) for x in (actual, expected))
     largest = e.abs().amax(dim=0) if len(e) else torch.ones(e.shape[1])
     far = (a[None] - e[:, None]).abs() > 10 * TOLERANCE * largest
     found = (~far).all(dim=2)

@@ -11,6 +11,7 @@ metadata of the ONNX file. In Python: ``Model('model.onnx').predict(cv2.imread('
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ CV2_FILTERS = dict(
 )
 SIDE_DRAWN = 384  # smaller images are enlarged so that captions fit
 TOP = 5  # labels of a classification
+MAX_PIXELS = 4096 * 4096  # of the network's input; more would need tens of gigabytes
 
 
 class UserError(ValueError):
@@ -75,13 +77,15 @@ class Model:
             The input of the network (1, 3, H', W'), float32.
 
         Raises:
-            UserError: if the image is too small.
+            UserError: if the image is too small or too large.
         """
         for step in self.meta['resize']:
             image = crop(image, step['size']) if step['type'] == 'crop' else resize(image, step)
         divisor, least = self.meta['pad_divisor'], self.meta['min_size']
         if -(-min(image.shape[:2]) // divisor) * divisor < least:
             raise UserError(f'the image must have at least {least} x {least} pixels')
+        if image.shape[0] * image.shape[1] > MAX_PIXELS:
+            raise UserError(f'more than {MAX_PIXELS} pixels: resize the image first')
         if self.meta['channels'] == 'rgb':
             image = image[..., ::-1]
         mean, std = (np.float32(self.meta[key]) for key in ('mean', 'std'))
@@ -99,7 +103,7 @@ class Model:
             classification ``probabilities``.
 
         Raises:
-            UserError: if the image is too small.
+            UserError: if the image is too small or too large.
         """
         inputs = self.preprocess(image)
         outputs = self.session.run(self.outputs, {'image': inputs})
@@ -314,20 +318,22 @@ class Writer:
         self.model, self.out_dir, self.score_thr = model, out_dir, score_thr
         self.max_frames, self.names = max_frames, set()
 
-    def base(self, file):
-        """A new name for the results of a file, without extension."""
-        name, number = file.stem, 1
-        while name.casefold() in self.names:
-            number += 1
-            name = f'{file.stem}_{number}'
-        self.names.add(name.casefold())
+    def base(self, file, common):
+        """A new name for the results of a file, with its subfolder and without extension."""
+        base = Path(os.path.abspath(file)).relative_to(common).with_suffix('')
+        name, number = base, 1
+        while str(name).casefold() in self.names:  # case is ignored, as some file systems do
+            tail = file.suffix.lstrip('.').lower() + (f'_{number}' if number > 1 else '')
+            name, number = base.with_name(f'{base.name}_{tail}'), number + 1
+        self.names.add(str(name).casefold())
+        (self.out_dir / name).parent.mkdir(parents=True, exist_ok=True)
         return str(self.out_dir / name)
 
-    def image(self, file):
+    def image(self, file, base):
         """Results of an image."""
         image = read_image(file)
-        found, base = self.model.predict(image), self.base(file)
-        record = dict(input=str(file.absolute()), width=image.shape[1], height=image.shape[0])
+        found = self.model.predict(image)
+        record = dict(input=os.path.abspath(file), width=image.shape[1], height=image.shape[0])
         if self.model.task == 'segmentation':
             record['label_map'] = f'{Path(base).name}.labels.png'
             labels = found['label_map']
@@ -402,14 +408,15 @@ def main():
         print(f'error: {error}', file=sys.stderr)
         raise SystemExit(2) from None
     failures = []
+    common = os.path.commonpath([Path(os.path.abspath(file)).parent for file in files])
     for file in files:
         try:
             if not file.exists():
-                writer.video(int(str(file)), writer.base(Path(f'camera_{file}')))
+                writer.video(int(str(file)), str(writer.out_dir / f'camera_{file}'))
             elif file.suffix.lower() in VIDEOS:
-                writer.video(str(file), writer.base(file))
+                writer.video(str(file), writer.base(file, common))
             else:
-                writer.image(file)
+                writer.image(file, writer.base(file, common))
         except (UserError, MemoryError) as error:
             failures.append(str(error) if str(file) in str(error) else f'{file}: {error}')
     print(f'{len(files) - len(failures)} of {len(files)} inputs predicted: {writer.out_dir}')
