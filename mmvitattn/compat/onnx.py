@@ -1,7 +1,7 @@
 """The two ONNX exporters of PyTorch, and an operator that both translate.
 
-PyTorch 2.1 has only the exporter that traces TorchScript; current versions replace it by one that is
-based on ``torch.export`` and needs onnxscript.
+PyTorch 2.1 has only the exporter that traces TorchScript; current versions replace it by one that
+is based on ``torch.export`` and needs onnxscript.
 """
 
 import inspect

@@ -52,9 +52,7 @@ def serve(root, tmp_path):
 
 
 @pytest.mark.slow
-def test_page_in_a_browser(
-    serve, run_tool, tiny_config, tiny_checkpoint, write_picture, tmp_path
-):
+def test_page_in_a_browser(serve, run_tool, tiny_config, tiny_checkpoint, write_picture, tmp_path):
     pytest.importorskip('gradio', reason='extra [demo]')
     playwright = pytest.importorskip('playwright.sync_api')
     browser_path = os.environ.get('CHROMIUM') or shutil.which('chromium')
