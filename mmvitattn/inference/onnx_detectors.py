@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..compat.onnx import minimum
 from ..errors import UsageError
@@ -325,8 +325,3 @@ def _limits(boxes: Tensor, height: Any, width: Any) -> Tensor:
 def _raw(logits: Any, deltas: Any) -> Outputs:
     pairs = (('logits', logits), ('deltas', deltas))
     return {f'raw_{name}_{i}': y for name, maps in pairs for i, y in enumerate(maps)}
-
-
-def is_detector(model: nn.Module) -> bool:
-    """Whether a model is one of mmdet's."""
-    return any(cls.__module__.startswith('mmdet.') for cls in type(model).__mro__)

@@ -66,9 +66,8 @@ class Exportable(nn.Module):
         outputs = self.model(image, mode='tensor')
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         if self.task == 'segmentation':
-            return dict(labels=self._label_map(logits, image, height, width)), dict(
-                raw_logits=logits
-            )
+            labels = self._label_map(logits, image, height, width)
+            return dict(labels=labels), dict(raw_logits=logits)
         if self.task == 'classification':
             return dict(probabilities=logits.softmax(dim=1)), {}
         return dict(output=logits), {}

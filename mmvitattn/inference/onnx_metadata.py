@@ -30,7 +30,7 @@ def describe(cfg: Config, module: Any, checkpoint: Mapping | None) -> dict[str, 
 
     Returns:
         ``version``, ``task``, ``classes``, ``palette``, ``mean``, ``std``, ``channels`` ('rgb' or
-        'bgr'), ``resize`` (the steps), ``pad_divisor`` (padding is part of the graph), ``min_size``.
+        'bgr'), ``resize`` (the steps), ``min_size``, ``pad_divisor`` (the graph contains padding).
 
     Raises:
         UsageError: if the test pipeline has a step that cannot be expressed.

@@ -1,8 +1,8 @@
 """Predicts with an exported ONNX file: ``python run_onnx.py MODEL.onnx INPUT...``.
 
 INPUT is an image, a video, a folder or the number of a camera. The results are those of
-``tools/infer.py``: a drawing and a JSON file for each image, a PNG file with the class of each pixel
-for segmentation, an MP4 file and a line of JSON for each frame of a video.
+``tools/infer.py``: a drawing and a JSON file for each image, a PNG file with the class of each
+pixel for segmentation, an MP4 file and a line of JSON for each frame of a video.
 
 This file needs neither PyTorch nor mmvitattn and can be copied into other projects:
 ``pip install onnxruntime numpy opencv-python pillow``. The settings of the model are in the
@@ -107,7 +107,7 @@ class Model:
         """
         inputs = self.preprocess(image)
         outputs = self.session.run(self.outputs, {'image': inputs})
-        found = dict(zip(self.outputs, outputs))
+        found = dict(zip(self.outputs, outputs, strict=True))
         height, width = image.shape[:2]
         network_height, network_width = inputs.shape[2:]
         if self.task == 'classification':
@@ -120,7 +120,7 @@ class Model:
         factors = [width / network_width, height / network_height]
         found['boxes'] = found['boxes'] * np.float32(factors * 2)
         if 'masks' in found:
-            pairs = zip(found['masks'], found['boxes'])
+            pairs = zip(found['masks'], found['boxes'], strict=True)
             found['masks'] = np.array(
                 [paste(mask, box, height, width) for mask, box in pairs], bool
             ).reshape(-1, height, width)
@@ -217,7 +217,8 @@ def resize(image, step):
 
 def crop(image, size):
     """The centre of an image; ``size`` is (width, height)."""
-    top, left = (max(0, round((a - b) / 2)) for a, b in zip(image.shape, size[::-1]))
+    top = max(0, round((image.shape[0] - size[1]) / 2))
+    left = max(0, round((image.shape[1] - size[0]) / 2))
     return image[top : top + size[1], left : left + size[0]]
 
 
