@@ -21,7 +21,8 @@ from mmvitattn.inference.build import build_predictor, check_device, read_config
 from mmvitattn.inference.onnx_metadata import load_runner
 from mmvitattn.visualization import Scene, draw_attention, has_attention
 
-Shown = tuple[np.ndarray, dict[str, Any], list[np.ndarray]]
+DPI = 110
+Shown = tuple[np.ndarray, dict[str, Any], np.ndarray | None]
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,24 +47,25 @@ class TorchModel:
         self.predictor = build_predictor(cfg, content, checkpoint, check_device(device))
 
     def __call__(self, image: np.ndarray, score_thr: float) -> Shown:
-        """Drawing (RGB), record and pictures of the attention of a BGR image."""
+        """Drawing (RGB), record and picture of the attention of a BGR image."""
         predictor = self.predictor
         (sample,) = predictor.predict([image])
         drawing = predictor.draw(image, sample, score_thr)[..., ::-1]
         return drawing, predictor.describe(sample, score_thr), self._attention(image)
 
-    def _attention(self, image: np.ndarray) -> list[np.ndarray]:
+    def _attention(self, image: np.ndarray) -> np.ndarray | None:
         """The overview of the attention, if the backbone is one of this package."""
         model = self.predictor.model
         if not has_attention(model.backbone):
-            return []
+            return None
         packed = self.predictor.pack(image)
         inputs = model.data_preprocessor(self.predictor.collate([packed]), False)['inputs']
         scene = Scene(self.predictor.shown(packed), self.caption)
         _, figure = next(draw_attention(model.backbone, inputs, scene))
+        figure.set_dpi(DPI)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        return [np.asarray(canvas.buffer_rgba())[..., :3].copy()]
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 class OnnxModel:
@@ -77,27 +79,29 @@ class OnnxModel:
             raise UsageError(str(error)) from None
 
     def __call__(self, image: np.ndarray, score_thr: float) -> Shown:
-        """Drawing (RGB), record and no pictures of the attention of a BGR image."""
+        """Drawing (RGB), record and no picture of the attention of a BGR image."""
         found = self.model.predict(image)
         drawing = self.model.draw(image, found, score_thr)[..., ::-1]
-        return drawing, self.model.describe(found, score_thr), []
+        return drawing, self.model.describe(found, score_thr), None
 
 
 def load_models(args: argparse.Namespace) -> dict[str, TorchModel | OnnxModel]:
-    """The models by the words that name them.
+    """The models by their names on the page.
 
     Raises:
         UsageError: if one cannot be used.
     """
     models: dict[str, TorchModel | OnnxModel] = {}
-    for name in args.models:
-        config, comma, checkpoint = name.partition(',')
+    for given in args.models:
+        config, comma, checkpoint = given.partition(',')
+        name = ', '.join(Path(part).name for part in given.split(','))
+        name = given if name in models else name
         if comma:
             models[name] = TorchModel(config, checkpoint, args.device, args.trust_checkpoint)
-        elif name.endswith('.onnx'):
-            models[name] = OnnxModel(name)
+        elif given.endswith('.onnx'):
+            models[name] = OnnxModel(given)
         else:
-            raise UsageError(f'{name}: give CONFIG,CHECKPOINT or a file that ends in .onnx')
+            raise UsageError(f'{given}: give CONFIG,CHECKPOINT or a file that ends in .onnx')
     return models
 
 
@@ -125,7 +129,7 @@ def build_page(models: dict[str, TorchModel | OnnxModel]) -> Any:
             with gr.Column():
                 drawing = gr.Image(label='Result', format='png')
                 record = gr.JSON(label='JSON')
-        attention = gr.Gallery(label='Attention', columns=1, format='png')
+        attention = gr.Image(label='Attention', format='png')
         inputs, outputs = [picture, model, threshold], [drawing, record, attention]
         button.click(predict, inputs, outputs)
         threshold.release(predict, inputs, outputs)

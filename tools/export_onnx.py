@@ -150,7 +150,8 @@ def export_int8(args: argparse.Namespace, path: Path) -> None:
     cfg = read_model_config(args.model)
     print(f'{len(inputs)} images for calibration; in float32 remain:')
     for reason, nodes in kept.items():
-        print(f'  {len(nodes)} x {reason}')
+        if nodes:
+            print(f'  {len(nodes)} x {reason}')
     print(f'{"file":<40} {"metric":>22} {"MB":>8} {"ms":>8}')
     for file in (path, out):
         model = runner.Model(file, threads=1)

@@ -67,13 +67,23 @@ def test_page_in_a_browser(serve, run_tool, tiny_config, tiny_checkpoint, write_
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_path, args=['--no-sandbox'])
         page = browser.new_page(viewport=dict(width=1280, height=1400))
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         page.goto(address)
+        shown = page.locator('img[src*="/file="]')  # not the icons
         page.locator('input[type=file]').first.set_input_files(str(picture))
         page.locator('input[type=number]').first.fill('0')
         page.get_by_role('button', name='Predict').click()
         page.get_by_text('"detections"').or_(page.get_by_text('detections')).first.wait_for()
-        page.locator('img').nth(2).wait_for()  # picture, result, attention
+        shown.nth(2).wait_for()  # picture, result, attention
+        page.wait_for_timeout(1000)
         page.screenshot(path=os.environ.get('DEMO_SCREENSHOT', str(tmp_path / 'page.png')))
-        assert page.locator('img').count() >= 3
+        page.locator('input[role=listbox], input[aria-label=Model]').first.click()
+        page.get_by_role('option', name='model.onnx').click()
+        page.get_by_role('button', name='Predict').click()
+        shown.nth(2).wait_for(state='detached')  # ONNX has no attention
+        page.get_by_label('Remove Image').or_(page.get_by_label('Clear')).first.click()
+        page.locator('input[type=file]').first.set_input_files(str(broken))
+        page.get_by_role('button', name='Predict').click()
+        page.get_by_text('broken.png: ').first.wait_for()
+        page.screenshot(path=os.environ.get('DEMO_SCREENSHOT', '') + '2.png')
         browser.close()

@@ -199,6 +199,36 @@ def test_newer_exporter(task, run_tool, tiny_config, tiny_checkpoint, tmp_path):
         assert a.shape == b.shape and (abs(a - b) < 1e-5).mean() > 0.999
 
 
+@pytest.mark.slow
+def test_int8(run_tool, tiny_config, tiny_checkpoint, small_shapes, tmp_path):
+    """Both files on the test data, and nearly the same probabilities."""
+    config, out = tiny_config('classifier'), tmp_path / 'model.onnx'
+    dataset = dict(dataset=dict(data_root=str(small_shapes / 'imagenet')))
+    with config.open('a') as file:
+        file.write(f'test_dataloader = {dataset!r}\n')
+    checkpoint, _ = tiny_checkpoint(config)
+    pictures = small_shapes / 'imagenet/train'
+    options = ('--out', out, *OLDER, '--int8', pictures)
+    lines = run_tool(TOOL, config, checkpoint, *options).stdout.splitlines()
+    assert '1 x last layer: logits and box offsets need more than 8 bits' in lines[-4]
+    rows = [line.split() for line in lines[-2:]]
+    assert [row[:2] for row in rows] == [
+        ['model.onnx', 'accuracy/top1'],
+        ['model.int8.onnx', 'accuracy/top1'],
+    ]
+    assert all(float(value) >= 0 for row in rows for value in row[2:])
+    int8, image = tmp_path / 'model.int8.onnx', torch.randn(2, 3, 64, 64)
+    kinds = [node.op_type for node in onnx.load(int8).graph.node]
+    assert kinds.count('QuantizeLinear') > 5
+    a, b = (run_onnx(path, image)['probabilities'] for path in (out, int8))
+    assert 0 < abs(a - b).max() < 0.05
+    assert load_runner().Model(int8).task == 'classification'  # the metadata are there
+    done = run_tool(TOOL, 'linglo_b0', '--int8', pictures, '--out', tmp_path / 'b.onnx', status=2)
+    assert '--int8 needs a whole model' in done.stderr
+    gone = ('--int8', tmp_path / 'gone', '--out', tmp_path / 'b.onnx')
+    assert 'there is no input' in run_tool(TOOL, config, checkpoint, *gone, status=2).stderr
+
+
 def test_fallback_names_the_reason(monkeypatch, tmp_path):
     def refused(*arguments, dynamo, **options):
         if dynamo:
