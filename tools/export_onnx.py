@@ -153,14 +153,15 @@ def export_int8(args: argparse.Namespace, path: Path) -> None:
         if nodes:
             print(f'  {len(nodes)} x {reason}')
     print(f'{"file":<40} {"metric":>22} {"MB":>8} {"ms":>8}')
-    for file in (path, out):
-        model = runner.Model(file, threads=1)
+    models = [runner.Model(file, threads=1) for file in (path, out)]
+    speeds = onnx_quantize.latencies(models, inputs)
+    for file, model, speed in zip((path, out), models, speeds, strict=True):
         try:
             with redirect_stdout(StringIO()):
                 metric = '{} {:.4f}'.format(*onnx_quantize.evaluate(cfg, model))
         except FileNotFoundError:
             metric = 'no test data here'
-        size, speed = file.stat().st_size / 1e6, onnx_quantize.latency(model, inputs)
+        size = file.stat().st_size / 1e6
         print(f'{file.name:<40} {metric:>22} {size:8.1f} {speed:8.1f}')
 
 

@@ -92,6 +92,12 @@ class TwoStage:
         check_head(self.rpn, self.rpn.test_cfg)
         check_nms(self.roi.test_cfg.nms)
         check_coder(self.roi.bbox_head.bbox_coder)
+        for part in ('bbox_roi_extractor', 'mask_roi_extractor')[: 1 + self.roi.with_mask]:
+            kind = type(getattr(self.roi, part)).__name__
+            if kind != 'SingleRoIExtractor' or self.roi.with_shared_head:
+                raise UsageError(
+                    f'{kind} cannot be exported: use SingleRoIExtractor without a shared head'
+                )
 
     def __call__(self, image: Tensor, height: Any, width: Any) -> tuple[Outputs, Outputs]:
         """See :func:`detector_outputs`."""

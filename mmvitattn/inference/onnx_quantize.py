@@ -23,7 +23,7 @@ from . import media
 QUANTISED = ('Conv', 'Gemm', 'MatMul')
 HEADLINE = ('coco/bbox_mAP', 'mIoU', 'accuracy/top1')
 MAX_CALIBRATION = 100  # images
-RUNS = 20  # of a latency
+RUNS = 20  # of each file for its latency
 
 
 def calibration_inputs(folder: Path, model: Any) -> list[np.ndarray]:
@@ -129,14 +129,14 @@ def _reaches(node: Any, consumers: dict[str, list[Any]]) -> bool:
     return False
 
 
-def latency(model: Any, inputs: Sequence[np.ndarray]) -> float:
-    """Median time of one image in milliseconds, of the network without preprocessing."""
-    times = []
-    for i in range(RUNS + 2):
+def latencies(models: Sequence[Any], inputs: Sequence[np.ndarray]) -> list[float]:
+    """Median times of one image in milliseconds, without preprocessing; the models take turns."""
+    times = np.zeros((RUNS + 2, len(models)))
+    for i, k in np.ndindex(times.shape):
         start = time.perf_counter()
-        model.session.run(None, {'image': inputs[i % len(inputs)]})
-        times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times[2:]))
+        models[k].session.run(None, {'image': inputs[i % len(inputs)]})
+        times[i, k] = 1000 * (time.perf_counter() - start)
+    return np.median(times[2:], axis=0).tolist()
 
 
 def evaluate(cfg: Config, model: Any) -> tuple[str, float]:

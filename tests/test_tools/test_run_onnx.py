@@ -42,7 +42,7 @@ def run_alone(root, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Pictures of odd sizes and of all kinds of pixels, and three that cannot be used."""
+    """Pictures of odd sizes and all kinds of pixels, a video, and three unusable files."""
     folder, random = tmp_path / 'pictures', np.random.default_rng(0)
     for name in ('odd', 'kinds', 'bad'):
         (folder / name).mkdir(parents=True)
@@ -53,6 +53,12 @@ def pictures(tmp_path):
 
     for height, width in ((61, 143), (97, 65), (200, 75)):
         cv2.imwrite(str(folder / f'odd/{height}.png'), noise(height, width))
+    video = cv2.VideoWriter(
+        str(folder / 'odd/clip.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10, (80, 64)
+    )
+    for frame in noise(4 * 64, 80).reshape(4, 64, 80, 3):
+        video.write(frame)
+    video.release()
     cv2.imwrite(str(folder / 'kinds/grey.png'), noise(70, 90, 1))
     cv2.imwrite(str(folder / 'kinds/rgba.png'), noise(70, 90, 4))
     cv2.imwrite(str(folder / 'kinds/deep.png'), noise(70, 90).astype(np.uint16) * 257)
@@ -131,6 +137,15 @@ def test_same_results_without_torch(
         else:
             assert [x['label'] for x in e['labels']] == [x['label'] for x in a['labels']]
             assert e['labels'][0]['score'] == pytest.approx(a['labels'][0]['score'], abs=1e-3)
+    frames = [
+        [json.loads(line) for line in (f / 'odd/clip.jsonl').read_text().splitlines()]
+        for f in (ours, alone)
+    ]
+    assert len(frames[0]) == len(frames[1]) == 4
+    for e, a in zip(*frames, strict=True):
+        assert list(e) == list(a) and (e['frame'], e['seconds']) == (a['frame'], a['seconds'])
+    clip = cv2.VideoCapture(str(alone / 'odd/clip.mp4'))
+    assert sum(clip.read()[0] for _ in range(6)) == 4
     assert (expected['kinds/turned.json']['width'], expected['kinds/turned.json']['height']) == (
         64,
         120,
