@@ -41,12 +41,18 @@ def _nms(
 
 
 _library.impl('nms', _nms, 'CompositeExplicitAutograd')
+if hasattr(torch.library, 'register_fake'):  # torch.export needs it
+
+    @torch.library.register_fake('mmvitattn::nms', lib=_library)
+    def _nms_shape(boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
+        size = torch.library.get_ctx().new_dynamic_size()
+        return boxes.new_empty((size, 3), dtype=torch.long)
 
 
 def _nms_torchscript(g, boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
     from torch.onnx import symbolic_helper
 
-    def constant(value: Any, kind: str, dtype: torch.dtype) -> Any:
+    def constant(value: Any, kind: Any, dtype: torch.dtype) -> Any:
         number = symbolic_helper._maybe_get_const(value, kind)
         return g.op('Constant', value_t=torch.tensor([number], dtype=dtype))
 
@@ -120,15 +126,6 @@ def _write_with_dynamo(
     module: nn.Module, image: Tensor, path: Path, axes: dict[int, str], options: dict
 ) -> None:
     from onnxscript import opset18 as op
-
-    if not hasattr(_library, 'has_fake_nms'):
-
-        @torch.library.register_fake('mmvitattn::nms', lib=_library)
-        def _(boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
-            size = torch.library.get_ctx().new_dynamic_size()
-            return boxes.new_empty((size, 3), dtype=torch.long)
-
-        _library.has_fake_nms = True
 
     def nms(boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
         return op.NonMaxSuppression(boxes, scores, max_output, iou_threshold, score_threshold)
