@@ -226,7 +226,7 @@ def record(session: Session, num_train: int, epochs: int) -> str:
     blocks['INFER'] = run(f'mmvitattn infer segmenter.py {checkpoint} photo.jpg', lines=1)
     blocks['RESULT'] = run('ls predictions', lines=9)
     blocks['EXPORT'] = run(
-        f'mmvitattn export_onnx segmenter.py {checkpoint} --out segmenter.onnx', lines=5
+        f'mmvitattn export_onnx segmenter.py {checkpoint} --out segmenter.onnx', lines=6
     )
     result = json.loads((folder / 'predictions/photo.json').read_text())
     largest = max(result['classes'], key=lambda c: c['share'])

@@ -59,5 +59,10 @@ def main(arguments: list[str] | None = None) -> None:
     runpy.run_path(sys.argv[0], run_name='__main__')
 
 
+def run_onnx() -> None:
+    """The command ``mmvitattn-onnx``: runs ``tools/deploy/run_onnx.py``."""
+    main(['run_onnx', *sys.argv[1:]])
+
+
 if __name__ == '__main__':
     main()

@@ -1,13 +1,12 @@
 """Exports a model to ONNX: ``python tools/export_onnx.py CONFIG|NAME [CHECKPOINT]``.
 
 CONFIG is a config file, NAME a backbone of ``mmvitattn.list_backbones()``, e.g. ``linglo_b0``.
-Batch, height and width are dynamic. The file is compared with PyTorch at three sizes, including odd
-ones, before it is moved to its place.
+Height and width are dynamic, and the batch size except for Mask and Faster R-CNN. The file is
+compared with PyTorch at three sizes, including odd ones, before it is moved to its place.
 
-The outputs are the maps of a backbone, the logits of a classifier, the logits of a segmenter at the
-size of its head, or the raw maps of a single-stage detector's head, level by level, without boxes,
-thresholds and suppression. The input is the normalised image; the file's metadata contain mean, std
-and order of the colour channels.
+The outputs are final: boxes after non-maximum suppression, label maps, or probabilities. The input
+is the normalised image; the file's metadata have the preprocessing and the class names, and
+``tools/deploy/run_onnx.py`` runs it on pictures. ``--int8`` writes a quantised file as well.
 """
 
 from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
@@ -15,10 +14,10 @@ from mmvitattn import extras  # noqa: F401  (names the extra of a missing packag
 # isort: split
 import argparse
 import logging
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from mmvitattn import build_backbone
 from mmvitattn.checkpoint import load_backbone_weights, load_checkpoint
@@ -26,13 +25,16 @@ from mmvitattn.checkpoint.writing import check_destination, written_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.inference.build import build_model, read_model_config
+from mmvitattn.inference.media import find_inputs
 from mmvitattn.inference.onnx_export import (
     TOLERANCE,
     Exportable,
     check_shapes,
+    drop_raw_outputs,
     export_onnx,
     largest_differences,
 )
+from mmvitattn.inference.onnx_metadata import describe, load_runner
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,12 +53,24 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="do not fold LinGlo's position encoding into single convolutions",
     )
+    parser.add_argument(
+        '--exporter',
+        choices=['auto', 'dynamo', 'torchscript'],
+        default='auto',
+        help='of PyTorch; default: dynamo (torch.export) if it is available and succeeds',
+    )
+    parser.add_argument(
+        '--int8',
+        type=Path,
+        metavar='CALIBRATION_FOLDER',
+        help='also write NAME.int8.onnx, quantised with the images of this folder, and compare',
+    )
     add_force_argument(parser, '--out')
     add_trust_argument(parser)
     return parser.parse_args()
 
 
-def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+def build(args: argparse.Namespace) -> tuple[Exportable, dict[str, Any]]:
     """Builds the model to export and the metadata of the file.
 
     Raises:
@@ -75,13 +89,12 @@ def build(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         cfg = read_model_config(args.model)
         model = build_model(cfg, checkpoint or None, args.checkpoint or '')
         backbone = model.backbone
-        normalisation = cfg.get('data_preprocessor') or cfg.model.get('data_preprocessor') or {}
-        for key in ('mean', 'std', 'bgr_to_rgb', 'to_rgb'):
-            if key in normalisation:
-                metadata[key] = normalisation[key]
     if not args.training_form and hasattr(backbone, 'switch_to_deploy'):
         backbone.switch_to_deploy()
-    return backbone if args.backbone_only else model, metadata
+    module = Exportable(backbone if args.backbone_only else model)
+    if model is not backbone:
+        metadata.update(describe(cfg, module, checkpoint))
+    return module, metadata
 
 
 def export(args: argparse.Namespace) -> None:
@@ -96,15 +109,20 @@ def export(args: argparse.Namespace) -> None:
         import onnxruntime  # noqa: F401
     except ImportError as error:
         raise UsageError(f'{error.name} is missing: pip install "mmvitattn[export]"') from None
-    model, metadata = build(args)
-    module = Exportable(model)
+    if args.int8 and (args.backbone_only or not args.model.endswith('.py')):
+        raise UsageError('--int8 needs a whole model: a config without --backbone-only')
+    if args.int8:
+        check_destination(int8_path(out), args.force)
+        find_inputs([args.int8])
+    module, metadata = build(args)
     if not args.checkpoint:
         print('no checkpoint: the weights are random')
-    backbone = getattr(model, 'backbone', model)
+    backbone = getattr(module.model, 'backbone', module.model)
     m, channels = getattr(backbone, 'min_size', 32), getattr(backbone, 'in_channels', 3)
     shapes = check_shapes(m, channels)
     with written_atomically(out) as temporary:
-        export_onnx(module, temporary, (2, channels, 2 * m + 5, 3 * m + 7), metadata)
+        shape = (2, channels, 2 * m + 5, 3 * m + 7)
+        print('exporter:', export_onnx(module, temporary, shape, metadata, args.exporter))
         differences = largest_differences(module, temporary, shapes)
         print('batch x height x width   largest difference / largest output')
         for (batch, _, height, width), difference in zip(shapes, differences, strict=True):
@@ -113,7 +131,46 @@ def export(args: argparse.Namespace) -> None:
             raise UsageError(
                 f'PyTorch and onnxruntime differ by more than {TOLERANCE:g}; nothing is written'
             )
+        drop_raw_outputs(temporary)
     print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+    if args.int8:
+        export_int8(args, out)
+
+
+def export_int8(args: argparse.Namespace, path: Path) -> None:
+    """Quantises the file and prints metric, size and latency of both.
+
+    Raises:
+        UsageError: if the folder has no images.
+    """
+    from mmvitattn.inference import onnx_quantize
+
+    runner = load_runner()
+    out = int8_path(path)
+    with written_atomically(out) as temporary:
+        inputs = onnx_quantize.calibration_inputs(args.int8, runner.Model(path))
+        kept = onnx_quantize.quantise(path, temporary, inputs)
+    cfg = read_model_config(args.model)
+    print(f'{len(inputs)} images for calibration; in float32 remain:')
+    for reason, nodes in kept.items():
+        if nodes:
+            print(f'  {len(nodes)} x {reason}')
+    print(f'{"file":<40} {"metric":>22} {"MB":>8} {"ms":>8}')
+    models = [runner.Model(file, threads=1) for file in (path, out)]
+    speeds = onnx_quantize.latencies(models, inputs)
+    for file, model, speed in zip((path, out), models, speeds, strict=True):
+        try:
+            with redirect_stdout(StringIO()):
+                metric = '{} {:.4f}'.format(*onnx_quantize.evaluate(cfg, model))
+        except FileNotFoundError:
+            metric = 'no test data here'
+        size = file.stat().st_size / 1e6
+        print(f'{file.name:<40} {metric:>22} {size:8.1f} {speed:8.1f}')
+
+
+def int8_path(path: Path) -> Path:
+    """Name of the quantised file."""
+    return path.with_suffix('.int8.onnx')
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from mmengine.structures import PixelData
 CIFAR_SIDE = 32
 TOP = 5  # labels of a classification
 SIDE_DRAWN = 384  # smaller images are enlarged so that captions fit
+MAX_PIXELS = 4096 * 4096  # of the network's input; more would need tens of gigabytes
 
 
 class Predictor(ABC):
@@ -54,9 +55,25 @@ class Predictor(ABC):
 
         Returns:
             ``inputs``, the network's image (3, H', W') before normalisation, and ``data_samples``.
+
+        Raises:
+            ValueError: if the image has a shape that the pipeline or the memory does not allow.
         """
         shape = image.shape[:2]
-        return self.pipeline(dict(img=image, img_path=None, img_shape=shape, ori_shape=shape))
+        return self.transform(dict(img=image, img_path=None, img_shape=shape, ori_shape=shape))
+
+    def transform(self, data: dict) -> dict:
+        """Runs the test pipeline on its input; raises ValueError as :meth:`pack` does."""
+        height, width = data['ori_shape']
+        try:
+            packed = self.pipeline(data)
+        except cv2.error:  # a side would have no pixels
+            raise ValueError(
+                f'{width} x {height} pixels are too elongated for this model'
+            ) from None
+        if packed['inputs'].shape[-2] * packed['inputs'].shape[-1] > MAX_PIXELS:
+            raise ValueError(f'more than {MAX_PIXELS} pixels: resize the image first')
+        return packed
 
     def collate(self, packed: list[dict]) -> dict:
         """Makes a batch for the model of images of one size."""
@@ -199,7 +216,7 @@ class ClassificationPredictor(Predictor):
             image = _rgb(image)
             image = cv2.resize(image, (CIFAR_SIDE,) * 2, interpolation=cv2.INTER_AREA)
             data['scale_factor'] = (CIFAR_SIDE / width, CIFAR_SIDE / height)
-        return self.pipeline(dict(data, img=image, img_shape=image.shape[:2]))
+        return self.transform(dict(data, img=image, img_shape=image.shape[:2]))
 
     def shown(self, packed: dict) -> np.ndarray:
         """See the base class."""

@@ -367,5 +367,5 @@ def test_exported_for_any_size(options, tmp_path):
     model.switch_to_deploy()
     module, path = Exportable(model), tmp_path / 'model.onnx'
     first, *others = check_shapes(model.min_size)
-    export_onnx(module, path, others[0], {})
+    export_onnx(module, path, others[0], {}, 'torchscript')
     assert max(largest_differences(module, path, [first, *others])) < 1e-4

@@ -247,6 +247,6 @@ def test_exports_for_every_size(tmp_path):
 
     module = Exportable(Classifier().eval())
     path = tmp_path / 'classifier.onnx'
-    export_onnx(module, path, (2, 3, 37, 46), {})
+    export_onnx(module, path, (2, 3, 37, 46), {}, 'torchscript')
     shapes = [(n, 3, *size) for n, size in enumerate(SIZES, 1)]
     assert max(largest_differences(module, path, shapes)) < 1e-4

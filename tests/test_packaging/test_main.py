@@ -34,6 +34,13 @@ def test_an_unknown_tool(capsys):
     assert "there is no tool 'trian'; choose one of" in capsys.readouterr().err
 
 
+def test_command_for_onnx_files(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, 'argv', ['mmvitattn-onnx', 'model.onnx', str(tmp_path / 'gone.png')])
+    with pytest.raises(SystemExit) as raised:
+        command.run_onnx()
+    assert raised.value.code == 2 and 'there is no input' in capsys.readouterr().err
+
+
 def test_tools_run_from_any_folder(tmp_path):
     """A config of the package by its name; the data that are not there are the tool's own error."""
     done = python_m('train', 'linglo_b0_8xb128_in1k.py', '--from-scratch', cwd=tmp_path)
