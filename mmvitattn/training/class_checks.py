@@ -108,7 +108,7 @@ def check_built(runner: Any, splits: Iterable[str] = ('train', 'val')) -> dict[s
         if first and classes and names[first] and classes != names[first]:
             raise UsageError(
                 f'{first}_dataloader and {split}_dataloader have different classes: '
-                f'{_list(names[first] or ())} and {_list(classes)}; write the same metainfo for both'
+                f'{_list(names[first] or ())} and {_list(classes)}; write the same metainfo'
             )
         _check_heads(runner.model, classes, split)
     for split, parts in found.items():
@@ -282,12 +282,14 @@ def _check_masks(dataset: Any, split: str) -> None:
         if not path or '://' in path:
             continue
         if not os.path.isfile(path):
-            raise UsageError(f'{split}_dataloader: the mask {path} of {info["img_path"]} is missing')
+            raise UsageError(f'{split}_dataloader: {info["img_path"]} has no mask {path}')
         try:
             with Image.open(path) as image:
                 mask = np.asarray(image)
         except OSError as error:
-            raise UsageError(f'{split}_dataloader: the mask {path} cannot be read: {error}') from None
+            raise UsageError(
+                f'{split}_dataloader: the mask {path} cannot be read: {error}'
+            ) from None
         if mask.ndim != 2:
             raise UsageError(
                 f'{split}_dataloader: {path} has colours instead of class indices; convert the '

@@ -32,7 +32,8 @@ def check_pictures(datasets: Mapping[str, Iterable[Any]], every: bool) -> None:
     Raises:
         UsageError: that names the pictures which are missing or cannot be decoded.
     """
-    paths = list(dict.fromkeys(p for parts in datasets.values() for d in parts for p in _paths(d, every)))
+    leaves = [dataset for parts in datasets.values() for dataset in parts]
+    paths = list(dict.fromkeys(path for dataset in leaves for path in _paths(dataset, every)))
     paths = paths[get_rank() :: get_world_size()]
     check = _decode if every else _find
     with ThreadPoolExecutor(THREADS) as pool:
@@ -42,17 +43,14 @@ def check_pictures(datasets: Mapping[str, Iterable[Any]], every: bool) -> None:
         bad = [result for result in results if result]
     if bad:
         more = [f'  and {len(bad) - NAMED} more'] if len(bad) > NAMED else []
-        raise UsageError(
-            '\n'.join(
-                [
-                    f'{len(bad)} of {len(paths)} pictures that were looked at cannot be used:',
-                    *(f'  {line}' for line in bad[:NAMED]),
-                    *more,
-                    'replace them or remove them from the annotations, or train without those that '
-                    'cannot be decoded: --skip-bad-pictures N',
-                ]
-            )
-        )
+        lines = [
+            f'{len(bad)} of {len(paths)} pictures that were looked at cannot be used:',
+            *(f'  {line}' for line in bad[:NAMED]),
+            *more,
+            'replace them or remove them from the annotations; or train without --check-pictures '
+            'and skip those that cannot be decoded: --skip-bad-pictures N',
+        ]
+        raise UsageError('\n'.join(lines))
 
 
 def _paths(dataset: Any, every: bool) -> Iterator[str]:
@@ -91,7 +89,7 @@ class SkippedPictures:
     @property
     def count(self) -> int:
         """How many were skipped."""
-        return sum(key != 0 for key in self._keys)
+        return sum(self._keys[i] != 0 for i in range(self.limit))
 
     def add(self, path: str) -> bool:
         """Counts a picture once; whether it may be skipped."""
@@ -128,7 +126,8 @@ class GuardedLoading:
         except LOADING_ERRORS as error:
             paths = [results.get('img_path'), results.get('seg_map_path')]
             shown = ' or '.join(str(path) for path in paths if path)
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            lines = str(error).replace(shown, '').strip(' :\n').splitlines()
+            reason = lines[-1] if lines else type(error).__name__
             if self.skipped.add(shown):
                 print_log(f'skipped: {shown} ({reason})', 'current', level=30)
                 return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import UsageError
-from .checks import check_boxes, check_classes, check_pictures
+from .checks import check_boxes, check_classes, check_pictures, choose_names
 from .coco import read_coco
 from .config import write_config
 from .folders import read_folders
@@ -83,6 +83,7 @@ def import_data(
     check_pictures(data, flaws, lambda done, total: progress('reading pictures', done, total))
     check_boxes(data, flaws)
     split_data(data, flaws, options.split, options.lists)
+    choose_names(data.samples, flaws)
     check_classes(data, flaws)
     if not data.counts('train'):
         raise UsageError(_stopped(f'{source} has no objects for training', flaws))

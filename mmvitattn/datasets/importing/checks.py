@@ -27,7 +27,7 @@ def in_threads(function: Callable[[Path], Result], paths: list[Path]) -> Iterabl
 def check_pictures(
     data: OwnData, flaws: Flaws, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Decodes every picture, sets sizes and names, and brings boxes to upright pixels.
+    """Decodes every picture, sets sizes, and brings boxes to upright pixels.
 
     Args:
         data: the data; pictures that cannot be used are removed.
@@ -45,7 +45,6 @@ def check_pictures(
         if progress is not None:
             progress(done, len(data.samples))
     data.samples = kept
-    _choose_names(kept, flaws)
 
 
 def _probe_or_error(path: Path) -> tuple[tuple[int, int], int] | UnreadableError:
@@ -122,21 +121,6 @@ def _move(boxes: list[Box], point: Point) -> None:
             ]
 
 
-def _choose_names(samples: list[Sample], flaws: Flaws) -> None:
-    """File names that are unique, without regard to case and suffix."""
-    taken: set[tuple[str, str]] = set()
-    for sample in samples:
-        folder = sample.label or ''  # one folder for each class
-        stem, suffix = sample.picture.stem, sample.picture.suffix.lower()
-        if (folder, stem.lower()) in taken:
-            stem = f'{sample.picture.parent.name}__{stem}'
-            while (folder, stem.lower()) in taken:
-                stem += '_'
-            flaws.add('picture name is used twice', sample.picture, f'imported as {stem}{suffix}')
-        taken.add((folder, stem.lower()))
-        sample.name = stem + suffix
-
-
 def check_boxes(data: OwnData, flaws: Flaws) -> None:
     """Clips boxes to their pictures and removes those that are not usable.
 
@@ -207,3 +191,23 @@ def check_classes(data: OwnData, flaws: Flaws) -> None:
     for name in data.classes:
         if folded[name.casefold()] > 1:
             flaws.add('class names that differ only in case', name)
+
+
+def choose_names(samples: list[Sample], flaws: Flaws) -> None:
+    """Sets file names that are unique in their folder, without regard to case and suffix.
+
+    Args:
+        samples: divided into training and validation.
+        flaws: is extended.
+    """
+    taken: set[tuple[str, ...]] = set()
+    for sample in samples:
+        folder = (sample.split or '', sample.label or '')
+        stem, suffix = sample.picture.stem, sample.picture.suffix.lower()
+        if (*folder, stem.lower()) in taken:
+            stem = f'{sample.picture.parent.name}__{stem}'
+            while (*folder, stem.lower()) in taken:
+                stem += '_'
+            flaws.add('picture name is used twice', sample.picture, f'imported as {stem}{suffix}')
+        taken.add((*folder, stem.lower()))
+        sample.name = stem + suffix

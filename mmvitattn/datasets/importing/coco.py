@@ -83,17 +83,17 @@ def _read_file(
     file: Path, content: dict[str, Any], index: PictureIndex, split: str | None, flaws: Flaws
 ) -> list[Sample]:
     categories = _categories(content)
+    near = (file.parent, file.parent / 'images', *index.folders_of(split))
     by_id: dict[Any, Sample | None] = {}
     for item in content['images']:
         name, key = str(item.get('file_name', '')), item.get('id')
         if not _hashable(key) or key in by_id:
             flaws.add('annotation is incomplete', file, f'image {name!r} with the id {key!r}')
             continue
-        near = (file.parent, file.parent / 'images', *_folders_of_split(file))
         path = index.find(name, *near)
         if path is None:
             flaws.add('picture is missing', file, f'it names {name!r}')
-        by_id[key] = path and Sample(path, file, stated_size=_size(item), split=split)
+        by_id[key] = Sample(path, file, stated_size=_size(item), split=split) if path else None
     for item in content['annotations']:
         key, category = item.get('image_id'), item.get('category_id')
         box = _read_object(item, categories.get(category) if _hashable(category) else None)
@@ -103,12 +103,6 @@ def _read_file(
         elif sample := by_id[key]:
             sample.boxes.append(box)
     return [sample for sample in by_id.values() if sample]
-
-
-def _folders_of_split(file: Path) -> list[Path]:
-    """COCO's own layout: annotations/instances_train2017.json describes train2017/."""
-    word = file.stem.rpartition('_')[2]
-    return [file.parent.parent / word, file.parent.parent / 'images' / word]
 
 
 def _size(item: dict[str, Any]) -> tuple[int, int] | None:
@@ -121,7 +115,7 @@ def _size(item: dict[str, Any]) -> tuple[int, int] | None:
 def _read_object(item: dict[str, Any], label: str | None) -> Box | None:
     segmentation = item.get('segmentation')
     if isinstance(segmentation, list):
-        segmentation = [p for p in segmentation if _are_numbers(p) and len(p) >= 6 and not len(p) % 2]
+        segmentation = [polygon for polygon in segmentation if _is_polygon(polygon)]
     elif not isinstance(segmentation, dict):
         segmentation = None
     bbox = item.get('bbox')
@@ -135,6 +129,10 @@ def _read_object(item: dict[str, Any], label: str | None) -> Box | None:
         return None
     ignored = bool(item.get('iscrowd') or item.get('ignore'))
     return Box(label, corners, ignored, segmentation or None) if label else None
+
+
+def _is_polygon(points: Any) -> bool:
+    return _are_numbers(points) and len(points) >= 6 and len(points) % 2 == 0
 
 
 def _are_numbers(values: Any) -> bool:

@@ -35,8 +35,9 @@ def write_config(
 
 
 def _comment(*paragraphs: str) -> str:
-    options = dict(width=100, initial_indent='# ', subsequent_indent='#   ')
-    return '\n'.join(fill(paragraph, **options) for paragraph in paragraphs)
+    return '\n'.join(
+        fill(text, width=100, initial_indent='# ', subsequent_indent='#   ') for text in paragraphs
+    )
 
 
 def _header(data: OwnData, device: str, plan: Schedule, kind: str, *more: str) -> str:
@@ -94,7 +95,11 @@ auto_scale_lr = dict(base_batch_size={plan.batch})
 default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(
-        by_epoch=True, interval={plan.interval}, max_keep_ckpts=1, save_best={metric!r}, rule='greater'
+        by_epoch=True,
+        interval={plan.interval},
+        max_keep_ckpts=1,
+        save_best={metric!r},
+        rule='greater',
     ),
 )
 randomness = dict(seed=0)

@@ -75,6 +75,7 @@ class PictureIndex:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.pictures = visible_files(root, SUFFIXES)
         self._known = set(self.pictures)
         self._by_name: dict[str, list[Path]] = defaultdict(list)
@@ -82,6 +83,11 @@ class PictureIndex:
         for path in self.pictures:
             self._by_name[path.name.lower()].append(path)
             self._by_stem[path.stem.lower()].append(path)
+
+    def folders_of(self, split: str | None) -> list[Path]:
+        """The folders with pictures whose path names the split."""
+        folders = sorted({path.parent for path in self.pictures})
+        return [f for f in folders if split and split_of(f.relative_to(self.root)) == split]
 
     def find(self, name: str, *near: Path) -> Path | None:
         """The picture that an annotation names, possibly by a path on another machine.

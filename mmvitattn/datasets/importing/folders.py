@@ -34,5 +34,7 @@ def read_folders(source: Path, flaws: Flaws) -> OwnData:
             flaws.add('picture without annotation', path, 'it is in no class folder')
     classes = sorted({sample.label for sample in samples if sample.label})
     if len(classes) < 2:
-        raise UsageError(f'{root} has {len(classes)} class folders with pictures; at least 2 needed')
+        raise UsageError(
+            f'{root} has {len(classes)} class folders with pictures; at least 2 needed'
+        )
     return OwnData('classification', classes, samples)

@@ -76,7 +76,9 @@ def _pair(root: Path, flaws: Flaws) -> list[Sample]:
     for key, path in pictures.items():
         if key in masks:
             relative = path.relative_to(root)
-            samples.append(Sample(path, masks[key], mask=masks[key], split=split_of(relative.parent)))
+            samples.append(
+                Sample(path, masks[key], mask=masks[key], split=split_of(relative.parent))
+            )
         else:
             flaws.add('mask is missing', path)
     for key in masks.keys() - pictures.keys():
@@ -100,9 +102,9 @@ def load_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.format == 'JPEG':
                 raise UnreadableError('it is a JPEG, which blurs the values; save masks as PNG')
-            if image.mode in ('RGBA', 'LA'):
-                image = image.convert(image.mode[:-1])
-            values = np.asarray(image).astype(np.int64)
+            has_alpha = image.mode in ('RGBA', 'LA')
+            plain = image.convert(image.mode[:-1]) if has_alpha else image
+            values = np.asarray(plain).astype(np.int64)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableError(f'it cannot be decoded: {error}') from None
     if values.ndim == 2:

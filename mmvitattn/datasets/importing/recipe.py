@@ -62,12 +62,10 @@ def schedule(data: OwnData, device: str, side: int) -> Schedule:
     passes = PASSES[device] * min(1.0, (DETECTOR_SIDES[device][0] / side) ** 2)
     low, high = EPOCHS[device]
     epochs = min(max(math.ceil(passes / pictures), low), high)
-    steps = epochs * math.ceil(pictures / batch)
     interval = max(1, epochs // 8)
     epochs = math.ceil(epochs / interval) * interval  # the last epoch is evaluated
-    return Schedule(
-        batch, epochs, steps, min(200, steps // 5), interval, LEARNING_RATE * batch
-    )
+    steps = epochs * math.ceil(pictures / batch)
+    return Schedule(batch, epochs, steps, min(200, steps // 5), interval, LEARNING_RATE * batch)
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,10 @@ def box_statistics(data: OwnData, device: str) -> BoxStatistics:
     ratios = (low, middle, high) if high / low > 1.6 else (middle,)
     return BoxStatistics(
         side,
-        *(round(float(v * side), 1) for v in (small, clear, large)),
-        tuple(round(float(ratio), 2) for ratio in ratios),
+        small=round(float(small * side), 1),
+        clear=round(float(clear * side), 1),
+        large=round(float(large * side), 1),
+        ratios=tuple(round(float(ratio), 2) for ratio in ratios),
     )
 
 

@@ -54,7 +54,9 @@ def _histogram(data: OwnData) -> list[str]:
     lines = ['box sizes (square root of the area, in pixels):']
     for power in range(min(counts), max(counts) + 1):
         bar = '#' * math.ceil(BAR * counts[power] / max(counts.values()))
-        lines.append(f'  {2**power:>5} to {2 ** (power + 1):>5}  {counts[power]:>7,}  {bar}'.rstrip())
+        lines.append(
+            f'  {2**power:>5} to {2 ** (power + 1):>5}  {counts[power]:>7,}  {bar}'.rstrip()
+        )
     return lines
 
 

@@ -61,7 +61,7 @@ def _split_by_hash(data: OwnData, share: float) -> None:
     for sample in data.samples:
         groups[sample.label].append(sample)
     for group in groups.values():
-        group.sort(key=lambda s: (hashlib.sha256(s.name.encode()).digest(), str(s.picture)))
+        group.sort(key=lambda s: (hashlib.sha256(s.picture.name.encode()).digest(), str(s.picture)))
         last = max(1, len(group) - 1)  # at least one of each where there are two
         num_train = min(max(round(share * len(group)), 1), last)
         for position, sample in enumerate(group):

@@ -48,7 +48,11 @@ def _image_sets(root: Path) -> dict[str, str]:
     """The split of each picture, by its name without suffix."""
     splits = {}
     for file in visible_files(root, {'.txt'}):
-        if file.parent.parts[-2:] == ('ImageSets', 'Main') and file.stem in ('train', 'val', 'test'):
+        if file.parent.parts[-2:] == ('ImageSets', 'Main') and file.stem in (
+            'train',
+            'val',
+            'test',
+        ):
             for line in read_text(file).splitlines():
                 if line.strip():
                     splits[line.split()[0]] = split_of(Path(file.name)) or 'train'

@@ -42,7 +42,8 @@ def _detection(data: OwnData, root: Path) -> Iterator[None]:
     (root / 'annotations').mkdir(parents=True)
     for split in SPLITS:
         (root / f'{split}2017').mkdir()
-        images, annotations = [], []
+        images: list[dict] = []
+        annotations: list[dict] = []
         for number, sample in enumerate(data.split(split), start=1):
             _write_picture(sample, root / f'{split}2017' / sample.name)
             width, height = sample.size

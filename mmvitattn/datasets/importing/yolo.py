@@ -36,7 +36,7 @@ def read_yolo(source: Path, flaws: Flaws) -> OwnData:
     if description:
         content = _load(description)
         classes = _names(content, description)
-        pictures = dict(_pictures(content, description, root))
+        pictures: dict[Path, str | None] = dict(_pictures(content, description, root))
         key_points = _key_points(content)
     else:
         classes = _class_file(root)
@@ -98,7 +98,7 @@ def _pictures(content: dict[str, Any], file: Path, root: Path) -> list[tuple[Pat
                 found += [(path, split) for path in visible_files(place, SUFFIXES)]
             else:  # a list of pictures
                 lines = [line.strip() for line in read_text(place).splitlines()]
-                paths = [_place(line, "", place, root) for line in lines if line]
+                paths = [_place(line, '', place, root) for line in lines if line]
                 found += [(path, split) for path in paths]
     return found
 
