@@ -14,14 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import nn
 
 from ..errors import UsageError
+from .label_checks import check_labels, check_masks
 
-MASKS_READ = 20  # for each data set
-LABELS_READ = 10_000
 NAMED = 6  # classes in a message
 OTHER_CLASSES = ('rpn_head', 'semantic_head')  # heads that do not predict the data's classes
 
@@ -102,7 +99,7 @@ def check_built(runner: Any, splits: Iterable[str] = ('train', 'val')) -> dict[s
             _check_annotations(leaf, split)
         if not len(dataset):
             raise UsageError(_emptiness(runner.cfg[f'{split}_dataloader']['dataset'], split))
-    names = {split: _classes(parts[0]) for split, parts in found.items()}
+    names = {split: classes_of(parts[0]) for split, parts in found.items()}
     first = next(iter(names), None)
     for split, classes in names.items():
         if first and classes and names[first] and classes != names[first]:
@@ -110,11 +107,11 @@ def check_built(runner: Any, splits: Iterable[str] = ('train', 'val')) -> dict[s
                 f'{first}_dataloader and {split}_dataloader have different classes: '
                 f'{_list(names[first] or ())} and {_list(classes)}; write the same metainfo'
             )
-        _check_heads(runner.model, classes, split)
+        _check_heads(runner.model, found[split][0], split)
     for split, parts in found.items():
         for leaf in parts:
-            _check_masks(leaf, split)
-            _check_labels(leaf, split)
+            check_masks(leaf, classes_of(leaf), split)
+            check_labels(leaf, classes_of(leaf), split)
     return found
 
 
@@ -181,7 +178,8 @@ def _emptiness(dataset: Mapping, split: str) -> str:
     )
 
 
-def _classes(dataset: Any) -> list[str] | None:
+def classes_of(dataset: Any) -> list[str] | None:
+    """The names of a built data set's classes."""
     classes = getattr(dataset, 'metainfo', {}).get('classes')
     return None if classes is None else list(classes)
 
@@ -193,7 +191,7 @@ def _list(names: Sequence[str]) -> str:
 
 def _check_annotations(dataset: Any, split: str) -> None:
     """Compares class names with the annotation file, in COCO's format, or with class folders."""
-    classes = _classes(dataset)
+    classes = classes_of(dataset)
     folders = getattr(dataset, 'folder_to_idx', None)  # mmpretrain
     if classes and folders and set(classes) == set(folders) and classes != sorted(classes):
         raise UsageError(
@@ -253,77 +251,47 @@ def read_categories(file: str | Path) -> dict[int, str]:
     raise UsageError(f'{file} has no categories; COCO annotation files have them')
 
 
-def _check_heads(model: nn.Module, classes: Sequence[str] | None, split: str) -> None:
+def _check_heads(model: Any, dataset: Any, split: str) -> None:
     """Compares the outputs of each head with the number of classes."""
-    for name, module in model.named_modules():
-        outputs = getattr(module, 'num_classes', None)
-        parts = name.split('.')
-        if classes is None or not isinstance(outputs, int) or 'head' not in name:
-            continue
-        if any(part in OTHER_CLASSES for part in parts) or getattr(module, 'class_agnostic', False):
-            continue
-        if outputs != len(classes):
-            setting = '.'.join(['model', *(p for p in parts if p != 'module'), 'num_classes'])
+    classes = classes_of(dataset)
+    open_vocabulary = getattr(dataset, 'return_classes', False)
+    if classes is None or open_vocabulary or hasattr(dataset, 'depth_map_suffix'):
+        return
+    things = dataset.metainfo.get('thing_classes') or classes  # of panoptic data
+    for name, outputs in _outputs(model):
+        if outputs not in (len(classes), len(things)):
+            setting = '.'.join(['model', *(part for part in name if part != 'module')])
             raise UsageError(
-                f'{setting} is {outputs}, but the classes of {split}_dataloader are '
+                f'{setting}.num_classes is {outputs}, but the classes of {split}_dataloader are '
                 f'{len(classes)}: {_list(classes)}. Set num_classes={len(classes)}, or '
                 'metainfo=dict(classes=...) of the data sets'
             )
 
 
-def _check_masks(dataset: Any, split: str) -> None:
-    """Reads some of mmseg's masks and compares their values with the number of classes."""
-    classes = _classes(dataset)
-    if not classes or not hasattr(dataset, 'seg_map_suffix') or not len(dataset):
-        return
-    for index in range(0, len(dataset), max(1, len(dataset) // MASKS_READ)):
-        info = dataset.get_data_info(index)
-        path = info.get('seg_map_path')
-        if not path or '://' in path:
-            continue
-        if not os.path.isfile(path):
-            raise UsageError(f'{split}_dataloader: {info["img_path"]} has no mask {path}')
-        try:
-            with Image.open(path) as image:
-                mask = np.asarray(image)
-        except OSError as error:
-            raise UsageError(
-                f'{split}_dataloader: the mask {path} cannot be read: {error}'
-            ) from None
-        if mask.ndim != 2:
-            raise UsageError(
-                f'{split}_dataloader: {path} has colours instead of class indices; convert the '
-                'data: python tools/prepare_data.py import --format masks'
-            )
-        _check_mask_values(dataset, mask, path, split, len(classes))
+def _outputs(model: Any) -> Iterator[tuple[list[str], int]]:
+    """Name and ``num_classes`` of each head that predicts the classes of the data.
 
-
-def _check_mask_values(dataset: Any, mask: np.ndarray, path: str, split: str, classes: int) -> None:
-    values = np.unique(mask).astype(np.int64)
-    old_classes = len(dataset.label_map) if dataset.label_map else classes
-    first = int(dataset.reduce_zero_label)  # value of the first class
-    ignored = {dataset.ignore_index, 255} | ({0} if first else set())
-    wrong = [int(v) for v in values if not first <= v < first + old_classes and v not in ignored]
-    if wrong:
-        zero = ' (reduce_zero_label=True: 0 is ignored)' if first else ''
-        hint = '' if first or wrong != [classes] else ', or reduce_zero_label=True if 0 is no class'
-        raise UsageError(
-            f'{split}_dataloader: {path} has the value {wrong[0]}, but {old_classes} classes are '
-            f'the values {first} to {first + old_classes - 1}{zero}, and {dataset.ignore_index} is '
-            f'ignored. Add the class to metainfo.classes and num_classes, change the mask{hint}'
+    Args:
+        model: built, or, in a sharded training, not yet built: its config.
+    """
+    parts = model.named_modules() if isinstance(model, nn.Module) else _dicts(model)
+    for name, part in parts:
+        get = (
+            part.get
+            if isinstance(part, Mapping)
+            else lambda key, part=part: getattr(part, key, None)
         )
+        words, outputs = name.split('.'), get('num_classes')
+        ours = 'head' in name and not any(word in OTHER_CLASSES for word in words)
+        if ours and isinstance(outputs, int) and not get('class_agnostic'):
+            yield words, outputs
 
 
-def _check_labels(dataset: Any, split: str) -> None:
-    """Compares mmpretrain's labels with the number of classes."""
-    classes = _classes(dataset)
-    if not classes or not hasattr(dataset, 'get_gt_labels') or not len(dataset):
-        return
-    for index in range(0, len(dataset), max(1, len(dataset) // LABELS_READ)):
-        info = dataset.get_data_info(index)
-        labels = np.atleast_1d(info.get('gt_label', 0))
-        if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise UsageError(
-                f'{split}_dataloader: {info.get("img_path", index)} has the label '
-                f'{int(labels.max())}, but {len(classes)} classes are 0 to {len(classes) - 1}'
-            )
+def _dicts(config: Any, name: str = '') -> Iterator[tuple[str, Mapping]]:
+    """The dicts in a config, with dotted names."""
+    if isinstance(config, Mapping):
+        yield name, config
+    children = config.items() if isinstance(config, Mapping) else enumerate(config)
+    for key, value in children:
+        if isinstance(value, Mapping | list | tuple):
+            yield from _dicts(value, f'{name}.{key}'.lstrip('.'))

@@ -136,6 +136,11 @@ def test_heads_of_other_kinds(demo):
     message = problem(cfg, head('module.roi_head.mask_head', 80))
     assert 'model.roi_head.mask_head.num_classes is 80' in message
     assert 'roi_head.bbox_head.2.num_classes' in problem(cfg, head('roi_head.bbox_head.2', 80))
+    unbuilt = dict(
+        student=dict(roi_head=dict(bbox_head=[dict(num_classes=6), dict(num_classes=9)]))
+    )
+    assert 'student.roi_head.bbox_head.1.num_classes is 9' in problem(cfg, unbuilt)
+    passes(cfg, dict(rpn_head=dict(num_classes=1), bbox_head=dict(num_classes=6)))
     passes(cfg, head('rpn_head', 1))
     passes(cfg, head('roi_head.semantic_head', 183))
     passes(cfg, head('roi_head.mask_head', 1, class_agnostic=True))
