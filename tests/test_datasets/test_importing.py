@@ -16,6 +16,7 @@ from mmvitattn.datasets.importing import Backbone, ImportOptions, import_data
 from mmvitattn.datasets.importing.checks import check_boxes, turn
 from mmvitattn.datasets.importing.files import PictureIndex, split_of
 from mmvitattn.datasets.importing.masks import read_masks
+from mmvitattn.datasets.importing.recipe import box_statistics, choose_anchors
 from mmvitattn.datasets.importing.records import NOTES, RULES, Box, Flaws, OwnData, Sample
 from mmvitattn.datasets.importing.voc import read_voc
 from mmvitattn.datasets.importing.writing import upright_mask
@@ -117,6 +118,34 @@ def test_the_config_trains_with_mm(kind, name, run, labelled):
         dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         assert len(dataset) > 0 and dataset[0]['inputs'].ndim == 3
     assert (folder / f'{name}.py').read_text().startswith('# A ')
+
+
+def test_command_line_and_other_backbones(run_tool, labelled, tmp_path):
+    from mmengine.registry import MODELS, init_default_scope
+
+    options = ('import', '--format', 'yolo', labelled / 'yolo/data.yaml', '--out', tmp_path / 'out')
+    done = run_tool('prepare_data', *options, '--backbone', 'sag_small', '--device', 'cuda')
+    assert f'next: python tools/train.py {tmp_path}/out/detector.py' in done.stdout
+    cfg = Config.fromfile(tmp_path / 'out/detector.py')
+    assert cfg.model.backbone.arch == 'small' and cfg.train_dataloader.batch_size == 16
+    assert cfg.model.bbox_head.anchor_generator.strides[:3] == [4, 8, 16]
+    init_default_scope('mmdet')
+    MODELS.build(cfg.model)
+    assert 'exists: choose another' in run_tool('prepare_data', *options, status=2).stderr
+    wrong = ('--backbone', 'linglo_b9', '--out', tmp_path / 'new')
+    done = run_tool('prepare_data', *options, *wrong, status=2)
+    assert "there is no backbone 'linglo_b9'" in done.stderr
+
+
+@pytest.mark.parametrize('side', [12, 60, 400])
+def test_anchors_reach_from_small_to_large_boxes(side):
+    boxes = [Box('a', (0, 0, side, side)), Box('a', (0, 0, 2 * side, side))]
+    samples = [Sample(None, None, boxes, size=(1000, 800), split=s) for s in ('train', 'val')]
+    statistics = box_statistics(OwnData('detection', ['a'], samples), 'cpu')
+    assert statistics.side == {12: 640, 60: 416, 400: 320}[side]
+    anchors = choose_anchors(statistics, (8, 16, 32))
+    assert anchors.smallest <= max(16, statistics.small) and anchors.strides[:3] == (8, 16, 32)
+    assert anchors.largest >= min(statistics.large, 0.9 * statistics.side)
 
 
 # Flaws

@@ -90,7 +90,6 @@ param_scheduler = [
 train_cfg = dict(
     _delete_=True, type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval={plan.interval}
 )
-custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, priority=49)]
 auto_scale_lr = dict(base_batch_size={plan.batch})
 default_hooks = dict(
     logger=dict(interval=10),
@@ -217,9 +216,13 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
-{_schedule(plan, 'coco/bbox_mAP')}"""
+{_schedule(plan, 'coco/bbox_mAP')}{_EMA}
+"""
 
 
+_EMA = (
+    "custom_hooks = [dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.002, priority=49)]"
+)
 _META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 
 
