@@ -38,8 +38,8 @@ class Built:
         dataset = DATASETS.build(self.cfg[f'{split}_dataloader'].dataset)
         return SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
 
-    train_loop = property(lambda self: self.loop('train'))
-    val_loop = property(lambda self: self.loop('val'))
+    train_loop = functools.cached_property(lambda self: self.loop('train'))
+    val_loop = functools.cached_property(lambda self: self.loop('val'))
 
 
 def head(name, num_classes, **more):
@@ -68,6 +68,21 @@ def demo(root, small_shapes):
         return cfg
 
     return load
+
+
+@pytest.fixture(scope='module')
+def shared_data(root, small_shapes):
+    """The detector's demo, with data sets that are built once."""
+    cfg = Config.fromfile(root / 'configs/demo/retinanet_linglo_b0_fpn_shapes.py')
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(small_shapes / 'coco')
+    return Built(cfg, None)
+
+
+@pytest.fixture
+def shared(shared_data):
+    init_default_scope('mmdet')
+    return shared_data
 
 
 def with_classes(*classes):
@@ -119,45 +134,56 @@ def test_a_string_of_classes(demo):
     assert "classes is the string 'circle'" in message
 
 
-@pytest.mark.parametrize(
-    ('classes', 'outputs'), [(SHAPES, 5), (('circle', 'cross'), 80), (SHAPES, 7)]
-)
+@pytest.mark.parametrize(('classes', 'outputs'), [(SHAPES, 5), (('circle', 'cross'), 80)])
 def test_outputs_of_heads(classes, outputs, demo):
-    cfg = demo('detector', with_classes(*classes))
-    message = problem(cfg, head('bbox_head', outputs))
+    runner = Built(demo('detector', with_classes(*classes)), head('bbox_head', len(classes)))
+    check_built(runner)
+    message = outputs_problem(runner, head('bbox_head', outputs))
     expected = f'model.bbox_head.num_classes is {outputs}, but the classes of train_dataloader are'
     assert f'{expected} {len(classes)}: {classes[0]!r}' in message
     assert f'Set num_classes={len(classes)}' in message
-    passes(cfg, head('bbox_head', len(classes)))
 
 
-def test_heads_of_other_kinds(demo):
-    cfg = demo('detector')
-    message = problem(cfg, head('module.roi_head.mask_head', 80))
-    assert 'model.roi_head.mask_head.num_classes is 80' in message
-    assert 'roi_head.bbox_head.2.num_classes' in problem(cfg, head('roi_head.bbox_head.2', 80))
-    unbuilt = dict(
-        student=dict(roi_head=dict(bbox_head=[dict(num_classes=6), dict(num_classes=9)]))
-    )
-    assert 'student.roi_head.bbox_head.1.num_classes is 9' in problem(cfg, unbuilt)
-    passes(cfg, dict(rpn_head=dict(num_classes=1), bbox_head=dict(num_classes=6)))
-    passes(cfg, head('rpn_head', 1))
-    passes(cfg, head('roi_head.semantic_head', 183))
-    passes(cfg, head('roi_head.mask_head', 1, class_agnostic=True))
-    passes(cfg, head('backbone', 1000))
+def outputs_problem(runner, model):
+    """The message for another model with the same data, which are built once."""
+    runner.model = model
+    with pytest.raises(UsageError) as caught:
+        check_built(runner)
+    return str(caught.value)
 
 
-def test_mask_rcnn_is_checked_in_all_its_heads(root, demo):
+@pytest.mark.parametrize(
+    ('model', 'setting'),
+    [
+        (head('module.roi_head.mask_head', 80), 'model.roi_head.mask_head.num_classes is 80'),
+        (head('roi_head.bbox_head.2', 80), 'model.roi_head.bbox_head.2.num_classes is 80'),
+        (dict(student=dict(head=[dict(num_classes=9)])), 'student.head.0.num_classes is 9'),
+        (dict(rpn_head=dict(num_classes=1), bbox_head=dict(num_classes=6)), None),
+        (head('rpn_head', 1), None),
+        (head('roi_head.semantic_head', 183), None),
+        (head('roi_head.mask_head', 1, class_agnostic=True), None),
+        (head('backbone', 1000), None),
+    ],
+)
+def test_heads_of_other_kinds(model, setting, shared):
+    if setting is None:
+        shared.model = model
+        check_built(shared)
+    else:
+        assert setting in outputs_problem(shared, model)
+
+
+def test_mask_rcnn_is_checked_in_all_its_heads(root, shared):
     cfg = Config.fromfile(root / 'configs/mask-rcnn_linglo_b2_fpn_1x_coco.py')
-    init_default_scope('mmdet')
     cfg.model.backbone = dict(type='mmvitattn.LinGlo', arch='b0')
     cfg.model.neck.in_channels = [32, 64, 160, 256]
     model = MODELS.build(cfg.model)
-    assert 'roi_head.bbox_head.num_classes is 80' in problem(demo('detector'), model)
+    assert 'roi_head.bbox_head.num_classes is 80' in outputs_problem(shared, model)
     model.roi_head.bbox_head.num_classes = 6
-    assert 'roi_head.mask_head.num_classes is 80' in problem(demo('detector'), model)
+    assert 'roi_head.mask_head.num_classes is 80' in outputs_problem(shared, model)
     model.roi_head.mask_head.num_classes = 6
-    passes(demo('detector'), model)
+    shared.model = model
+    check_built(shared)
 
 
 def test_order_and_missing_classes(demo):
@@ -186,15 +212,15 @@ WRAPPERS = dict(
 )
 
 
-@pytest.mark.parametrize('name', WRAPPERS)
-@pytest.mark.parametrize('task', ['detector', 'segmenter', 'classifier'])
-def test_wrapped_data_sets(name, task, demo):
-    if name == 'balanced' and task != 'detector':
-        pytest.skip('only for data sets that list the classes of a sample')
-    num_classes = 12 if task == 'segmenter' else 6
-    found = passes(demo(task, WRAPPERS[name]), head('head', num_classes))
+@pytest.mark.parametrize(
+    ('task', 'name'),
+    [*(('detector', name) for name in WRAPPERS), ('segmenter', 'nested'), ('classifier', 'nested')],
+)
+def test_wrapped_data_sets(task, name, demo):
+    runner = Built(demo(task, WRAPPERS[name]), head('head', 12 if task == 'segmenter' else 6))
+    found = check_built(runner)
     assert len(found['train']) == (1 if name in ('repeated', 'balanced') else 2)
-    assert 'num_classes is 4' in problem(demo(task, WRAPPERS[name]), head('head', 4))
+    assert outputs_problem(runner, head('head', 4)).startswith('model.head.num_classes is 4')
 
 
 def test_wrong_names_inside_a_wrapper(demo):

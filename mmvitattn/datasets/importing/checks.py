@@ -108,10 +108,10 @@ def _move(boxes: list[Box], point: Point) -> None:
     for box in boxes:
         x1, y1, x2, y2 = box.corners
         (a, b), (c, d) = point(x1, y1), point(x2, y2)
-        # A box without area stays one.
-        box.corners = (min(a, c), min(b, d), max(a, c), max(b, d)) if x2 > x1 and y2 > y1 else (
-            a, b, a, b
-        )  # fmt: skip
+        if x2 > x1 and y2 > y1:
+            box.corners = (min(a, c), min(b, d), max(a, c), max(b, d))
+        else:  # a box without area stays one, also where a turn would swap its corners
+            box.corners = (a, b, a, b)
         if isinstance(box.segmentation, dict):
             box.segmentation = None  # a run-length code cannot be moved
         elif box.segmentation:

@@ -35,15 +35,19 @@ def write_config(
 
 
 def _comment(*paragraphs: str) -> str:
-    return '\n'.join(
-        fill(text, width=100, initial_indent='# ', subsequent_indent='#   ') for text in paragraphs
-    )
+    def comment(text: str) -> str:
+        return fill(
+            text, 100, initial_indent='# ', subsequent_indent='#   ', break_on_hyphens=False
+        )
+
+    return '\n'.join(map(comment, paragraphs))
 
 
 def _header(data: OwnData, device: str, plan: Schedule, kind: str, *more: str) -> str:
     train, val = (len(data.split(split)) for split in ('train', 'val'))
+    classes = '1 class' if len(data.classes) == 1 else f'{len(data.classes)} classes'
     return _comment(
-        f'{kind} for {len(data.classes)} classes, {train} training and {val} validation pictures, '
+        f'{kind} for {classes}, {train} training and {val} validation pictures, '
         f'on {DEVICES[device]}. Written by tools/prepare_data.py import; edit it as you like.',
         *more,
         f'Batch {plan.batch} and {plan.epochs} epochs: {plan.steps} steps, about '
