@@ -21,6 +21,17 @@ class UnreadableError(UsageError):
     """An image or a video cannot be read, or not to its end."""
 
 
+class PictureError(UsageError):
+    """A picture cannot be loaded while a model is trained.
+
+    Args:
+        message: names it; may contain the traceback of the worker process that PyTorch adds.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message.rpartition(f'{type(self).__name__}: ')[2].strip())
+
+
 @contextmanager
 def usage_errors_exit(*others: type[Exception]) -> Iterator[None]:
     """Turns a :class:`UsageError` inside the block into its message and exit status 2.

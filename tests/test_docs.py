@@ -185,12 +185,13 @@ def test_tables_are_what_their_commands_print(page, monkeypatch, capsys):
 
 
 @pytest.fixture
-def workplace(tmp_path, small_shapes, monkeypatch):
+def workplace(tmp_path, small_shapes, labelled, monkeypatch):
     """A folder in which a page's commands run: with the tools, the configs and some data."""
     for name in ('configs', 'docs', 'tools'):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/shapes').symlink_to(small_shapes)
+    (tmp_path / 'photos').symlink_to(labelled)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

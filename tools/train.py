@@ -16,7 +16,7 @@ from mmvitattn import cli
 from mmvitattn.checkpoint import use_safe_loading
 from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.errors import UsageError, usage_errors_exit
-from mmvitattn.training import checks
+from mmvitattn.training import checks, class_checks, picture_checks
 from mmvitattn.training.mixed_precision import use_mixed_precision
 
 
@@ -43,6 +43,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--from-scratch', action='store_true', help='start without pretrained weights'
     )
+    parser.add_argument(
+        '--check-pictures', action='store_true', help='decode all pictures before training'
+    )
+    parser.add_argument(
+        '--skip-bad-pictures',
+        type=int,
+        default=0,
+        metavar='N',
+        help='skip up to N pictures that cannot be decoded; by default the first ends the run',
+    )
     return parser.parse_args()
 
 
@@ -65,7 +75,10 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
             if not Path(args.resume).is_file():
                 raise UsageError(f'--resume: there is no checkpoint {args.resume}')
             cfg.load_from = args.resume
+    if args.skip_bad_pictures < 0:
+        raise UsageError(f'--skip-bad-pictures {args.skip_bad_pictures}: choose 0 or more')
     checks.check_data(cfg, ('train', 'val'))
+    class_checks.check_class_names(cfg, ('train', 'val'))
     resume = cfg.get('resume', False)
     resumes = checks.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
     if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
@@ -83,7 +96,12 @@ def main() -> None:
         cli.start_processes(cfg)
         runner = cli.build_runner(cfg)
         runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
+        datasets = class_checks.check_built(runner)
+        picture_checks.check_pictures(datasets, args.check_pictures)
+        skipped = picture_checks.guard_loading(datasets, args.skip_bad_pictures)
         runner.train()
+    if skipped.count:
+        print(f'{skipped.count} pictures could not be decoded and were skipped; see the log')
 
 
 if __name__ == '__main__':

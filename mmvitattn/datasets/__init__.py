@@ -1,1 +1,1 @@
-"""The embedded data set, and the layouts of public ones."""
+"""The embedded data set, the layouts of public ones, and the import of own data."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png'}
+IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 MAX_NAMED = 5  # missing files that are listed by name
 MASKS_READ = 20  # per split
 CIFAR10_BATCH_BYTES = 30_000_000  # 10,000 pictures of 3,072 bytes, and their labels
