@@ -127,7 +127,8 @@ class WindowAttention(nn.Module):
         keys = (window * area)[:, None] + torch.arange(area, device=x.device)
         outside = ((row >= height) | (column >= width))[keys]  # (windows * w*w, w*w)
         bias = self._bias(qkv).expand(h, area, area).index_select(1, inside)
-        mask = torch.where(outside, torch.finfo(bias.dtype).min, bias).expand(batch, -1, -1, -1)
+        least = torch.full_like(bias[:1, :1, :1], torch.finfo(bias.dtype).min)
+        mask = torch.where(outside, least, bias).expand(batch, -1, -1, -1)
         mask = mask.flatten().view(-1, area * area).view(-1, 1, area, area)
         y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1), attn_mask=mask)
 

@@ -1,8 +1,5 @@
 """torch.export with dynamic sizes, AOTInductor and torch.compile of a training step."""
 
-import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
