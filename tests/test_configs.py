@@ -50,7 +50,7 @@ def test_heads_take_what_the_backbone_gives(path):
     settings = cfg.model.backbone.to_dict()
     families = {cls.__name__: cls for cls in (LinGlo, QnAViT, SAGViT)}
     settings.pop('init_cfg')
-    taker = cfg.model.get('neck') or cfg.model.decode_head
+    taker = cfg.model.get('neck') or cfg.model.get('decode_head') or cfg.model.panoptic_head
     family = settings.pop('type')
     if family == 'ResNet':
         assert (settings['depth'], taker.in_channels) == (50, [2048])
@@ -66,6 +66,12 @@ def test_heads_take_what_the_backbone_gives(path):
         assert cfg.model.rpn_head.anchor_generator.strides == [*strides, 2 * strides[-1]]
         for kind in ('bbox', 'mask'):
             assert cfg.model.roi_head[f'{kind}_roi_extractor'].featmap_strides == strides
+    elif cfg.model.type == 'CascadeRCNN':
+        assert cfg.model.rpn_head.anchor_generator.strides[: len(strides)] == strides
+        for kind in ('bbox', 'mask'):
+            assert cfg.model.roi_head[f'{kind}_roi_extractor'].featmap_strides == strides
+    elif cfg.model.type == 'Mask2Former':
+        assert cfg.model.panoptic_head.strides == strides
     elif cfg.model.get('auxiliary_head'):
         index = cfg.model.auxiliary_head.in_index
         assert cfg.model.auxiliary_head.in_channels == info.channels()[index]

@@ -59,7 +59,7 @@ def distinct_schedules():
         key = (cfg.optim_wrapper.optimizer.lr, cfg.train_cfg, cfg.param_scheduler)
         found.setdefault(repr(key), name)
     for name in sorted(found.values()):
-        slow = 'ade20k' in name  # 40,000 and 160,000 steps
+        slow = 'ade20k' in name or 'mask2former' in name  # 40,000 steps and more
         yield pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 
@@ -133,8 +133,11 @@ def parameter_options(cfg):
 
 def kind_of(model, name):
     owner, _, last = name.rpartition('.')
+    module = model.get_submodule(owner)
+    if isinstance(module, nn.Embedding):
+        return owner.rpartition('.')[2]
     norms = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
-    if isinstance(model.get_submodule(owner), norms):
+    if isinstance(module, norms):
         return 'norm'
     return 'position.table' if last == 'table' else last
 
@@ -269,6 +272,10 @@ def detection(cfg):
         assert cropped[-1] == plain[0] and plain[0].keep_ratio
         scales = [list(scale) for scale in plain[0].scales]
         crop = [list(scale) for scale in cropped[0].scales], list(cropped[1].crop_size)
+    elif 'RandomResize' in train:
+        resize = train['RandomResize']
+        scales = [list(resize.scale), list(resize.ratio_range)]
+        crop = [list(train['RandomCrop'].crop_size)]
     elif train['Resize'].keep_ratio:
         scales = [list(train['Resize'].scale)]
     metrics = cfg.val_evaluator.metric
@@ -400,7 +407,8 @@ def rate_of_source(facts, step, epoch):
     if decay['type'] == 'constant':
         return lr
     if decay['type'] == 'steps':
-        return lr * decay['factor'] ** sum(step >= at * epoch for at in decay['at'])
+        unit = 1 if 'iterations' in facts else epoch
+        return lr * decay['factor'] ** sum(step >= at * unit for at in decay['at'])
     last = facts.get('iterations', facts.get('epochs', 0) * epoch)
     if decay['type'] == 'polynomial':
         return lr * (1 - (step - first) / (last - first)) ** decay['power']

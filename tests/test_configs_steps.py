@@ -48,6 +48,10 @@ def load(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     drop_pretrained(cfg)
+    if cfg.model.type == 'DINO':
+        cfg.model.num_queries = 50  # the small pictures have fewer positions than 900
+    elif cfg.model.type == 'Mask2Former':
+        cfg.model.data_preprocessor.batch_augments = None  # which pads to 1024 x 1024
     return cfg
 
 
@@ -67,7 +71,7 @@ def detection_sample(cfg, meta):
 
     boxes = torch.tensor([[4.0, 6.0, 40.0, 50.0], [20.0, 10.0, 60.0, 60.0]])
     instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 3]))
-    if cfg.model.get('roi_head', {}).get('mask_head'):
+    if has_masks(cfg):
         masks = np.zeros((2, *meta['img_shape']), dtype=np.uint8)
         for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
             mask[top:bottom, left:right] = 1
@@ -75,6 +79,10 @@ def detection_sample(cfg, meta):
     sample = DetDataSample(metainfo=meta)
     sample.gt_instances = instances
     return sample
+
+
+def has_masks(cfg):
+    return 'panoptic_head' in cfg.model or 'mask_head' in cfg.model.get('roi_head', {})
 
 
 def segmentation_sample(cfg, meta):
@@ -147,7 +155,7 @@ def check_prediction(cfg, model, data):
         if cfg.default_scope == 'mmdet':
             found = sample.pred_instances
             assert found.bboxes.shape == (len(found.scores), 4)
-            if 'roi_head' in cfg.model:
+            if has_masks(cfg):
                 assert found.masks.shape == (len(found.scores), 64, 96)
         elif cfg.default_scope == 'mmseg':
             assert sample.pred_sem_seg.data.shape == (1, 64, 64)

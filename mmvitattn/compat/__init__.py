@@ -2,7 +2,7 @@
 
 mmcv-lite, and the pure Python wheel of onedl-mmcv, lack the extension module ``mmcv._ext``, so that
 ``import mmcv.ops`` and ``import mmdet`` fail. :func:`install` adds an import hook that provides the
-module: with the ops that common detectors need, computed by torchvision, and for every other op a
+module: with the ops that common detectors need, computed by torchvision and PyTorch, and for every other op a
 function that raises a clear error when it is called.
 
 The hook is the last in ``sys.meta_path``, so existing compiled ops have precedence. mmdet binds
@@ -47,8 +47,8 @@ class MMCVExtLoader(Loader):
         if not MMCVExtLoader._announced:
             MMCVExtLoader._announced = True
             logger.warning(
-                'mmcv is installed without compiled ops: nms, roi_align and sigmoid_focal_loss '
-                'are computed by mmvitattn with torchvision, other mmcv ops raise an error when '
+                'mmcv is installed without compiled ops: those of common detectors are computed '
+                'by mmvitattn with torchvision and PyTorch, other mmcv ops raise an error when '
                 'called. MMVITATTN_MMCV_OPS=off turns this off.'
             )
 

@@ -1,9 +1,12 @@
 """Multi-head self-attention over a whole map ("Attention Is All You Need", section 3.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.dispatch import is_exporting
 from .init import trunc_normal_
+from .patch_embed import remainder
 
 
 class AttentionProjections(nn.Module):
@@ -86,8 +89,9 @@ class GlobalAttention(AttentionProjections):
             query = query.transpose(1, 2)
             key, value = key_value.view(batch, -1, 2, self.num_heads, dim).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(query, key, value)
-        y = y if self.shared_kv else y.transpose(1, 2)
-        return self.out(y.reshape(x.shape))
+        y = y[:, 0] if self.shared_kv else y.transpose(1, 2)
+        # In two steps: torch.export cannot derive y.reshape(x.shape) for every size.
+        return self.out(y.reshape(batch, -1, self.channels).view(x.shape))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Projects (B, H, W, C) to queries of the same shape, and to keys followed by values.
@@ -100,7 +104,13 @@ class GlobalAttention(AttentionProjections):
         if self.kv_pool == 1:
             return x
         # At the border, the average is over the positions inside the map.
-        y = F.avg_pool2d(x.permute(0, 3, 1, 2), self.kv_pool, ceil_mode=True)
+        y = x.permute(0, 3, 1, 2)
+        if is_exporting():  # torch.export cannot derive the size of ceil_mode
+            bottom, right = (remainder(n, self.kv_pool) for n in y.shape[2:])
+            y, inside = (F.pad(z, (0, right, 0, bottom)) for z in (y, torch.ones_like(y[:1, :1])))
+            y = F.avg_pool2d(y, self.kv_pool) / F.avg_pool2d(inside, self.kv_pool)
+        else:
+            y = F.avg_pool2d(y, self.kv_pool, ceil_mode=True)
         return y.permute(0, 2, 3, 1)
 
     def extra_repr(self) -> str:

@@ -8,9 +8,17 @@ from .embed import ConvEmbed
 from .init import trunc_normal_
 
 
+def remainder(size: int, multiple: int) -> int:
+    """What is missing from ``size`` to the next multiple.
+
+    ``torch.export`` cannot simplify the shorter ``-size % multiple`` for a dynamic size.
+    """
+    return (size + multiple - 1) // multiple * multiple - size
+
+
 def pad_to_stride(x: Tensor, stride: int) -> Tensor:
     """Pads (B, H, W, C) with zeros on the right and the bottom to a multiple of the stride."""
-    bottom, right = -x.shape[1] % stride, -x.shape[2] % stride
+    bottom, right = (remainder(n, stride) for n in x.shape[1:3])
     if is_exporting() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
@@ -24,7 +32,7 @@ def patch_grid(
     All arguments are in pixels; ``padding`` is added on each side.
     """
     border = 2 * padding - kernel_size
-    rows, columns = ((n + -n % stride + border) // stride + 1 for n in (height, width))
+    rows, columns = ((n + remainder(n, stride) + border) // stride + 1 for n in (height, width))
     return rows, columns
 
 

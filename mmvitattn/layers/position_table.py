@@ -72,8 +72,12 @@ def _resize_by_products(table: Tensor, size: Sequence[int]) -> Tensor:
     rows, columns = (
         _resampling(old, new, table) for old, new in zip(table.shape[-3:-1], size, strict=True)
     )
-    by_rows = rows @ table.to(rows.dtype).flatten(-2)  # (..., H', W * C)
-    return (columns @ by_rows.unflatten(-1, table.shape[-2:])).to(table.dtype)
+    tables = table.to(rows.dtype).reshape(-1, *table.shape[-3:]).movedim(0, 2)  # (H, W, T, C)
+    # torch.export cannot derive reshapes of axes that have a new size: only others are merged.
+    y = (rows @ tables.flatten(1)).view(size[0], *tables.shape[1:]).flatten(2)  # (H', W, T * C)
+    y = torch.bmm(columns.expand(size[0], -1, -1), y)  # (H', W', T * C)
+    y = y.view(*size, *tables.shape[2:]).movedim(2, 0).to(table.dtype)
+    return y if table.dim() == 4 else y[0]
 
 
 def _resampling(old: int, new: int, table: Tensor) -> Tensor:

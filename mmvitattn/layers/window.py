@@ -64,6 +64,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C) to the same shape."""
+        if is_exporting():
+            return self._forward_for_export(x)
         batch, height, width, channels = x.shape
         w = self.window_size
         pad_bottom, pad_right = -height % w, -width % w
@@ -74,10 +76,8 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(windows).reshape(-1, w * w, self.num_heads, 3 * channels // self.num_heads)
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
 
-        mask = query.new_zeros(1, 1, 1)
-        if self.position_bias is not None:
-            mask = self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
-        if is_exporting() or pad_bottom or pad_right:
+        mask = self._bias(query)
+        if pad_bottom or pad_right:
             mask = self._mask_padding(mask, height, width, rows, columns)  # (windows, h, w*w, w*w)
             mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
         mask = mask[None] if mask.dim() == 3 else mask
@@ -98,6 +98,45 @@ class WindowAttention(nn.Module):
         outside = outside.reshape(rows * columns, 1, 1, w * w)
         least = torch.full_like(bias[:1, :1, :1], torch.finfo(bias.dtype).min)
         return torch.where(outside, least, bias)
+
+    def _bias(self, query: Tensor) -> Tensor:
+        """The position bias, (h, w*w, w*w), or a zero."""
+        if self.position_bias is None:
+            return query.new_zeros(1, 1, 1)
+        return self.position_bias[self.relative_index].permute(2, 0, 1).to(query.dtype)
+
+    def _forward_for_export(self, x: Tensor) -> Tensor:
+        """The same for a dynamic size.
+
+        ``torch.export`` distinguishes sizes of 1 from others, for any axis of any tensor. The
+        number of windows may be 1: their axis is always merged with others, and positions are put
+        into windows and back by their indices.
+        """
+        batch, height, width, channels = x.shape
+        w, h, area = self.window_size, self.num_heads, self.window_size**2
+        rows, columns = (height + w - 1) // w, (width + w - 1) // w
+        index = torch.arange(rows * columns * area, device=x.device)  # window by window
+        window, inside = index // area, index % area
+        row, column = window // columns * w + inside // w, window % columns * w + inside % w
+        source = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
+        qkv = self.qkv(x.flatten(1, 2).index_select(1, source))
+        qkv = qkv.view(batch, -1, h, 3 * channels // h).transpose(1, 2).flatten()
+        # (B * h * windows, 1, w*w, 3d), by way of two axes, which need no derivation
+        qkv = qkv.view(-1, area * 3 * channels // h).view(-1, 1, area, 3 * channels // h)
+
+        keys = (window * area)[:, None] + torch.arange(area, device=x.device)
+        outside = ((row >= height) | (column >= width))[keys]  # (windows * w*w, w*w)
+        bias = self._bias(qkv).expand(h, area, area).index_select(1, inside)
+        least = torch.full_like(bias[:1, :1, :1], torch.finfo(bias.dtype).min)
+        mask = torch.where(outside, least, bias).expand(batch, -1, -1, -1)
+        mask = mask.flatten().view(-1, area * area).view(-1, 1, area, area)
+        y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1), attn_mask=mask)
+
+        y = y.flatten().view(batch, h, -1, channels // h).transpose(1, 2).flatten(2)
+        index = torch.arange(height * width, device=x.device)
+        row, column = index // width, index % width
+        window, inside = row // w * columns + column // w, row % w * w + column % w
+        return self.out(y.index_select(1, window * area + inside).view(x.shape))
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

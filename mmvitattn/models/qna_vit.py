@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..layers import FFN, QnALayer, WindowAttention
 from ..layers.drop_path import DropPath
 from ..layers.init import lecun_normal_
+from ..layers.patch_embed import remainder
 from ..ops.dispatch import is_exporting
 from ..registry import register_model
 from .base import PyramidBackbone
@@ -40,7 +41,7 @@ class PatchStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C)."""
-        bottom, right = -x.shape[1] % 4, -x.shape[2] % 4
+        bottom, right = remainder(x.shape[1], 4), remainder(x.shape[2], 4)
         if is_exporting() or bottom or right:
             top, left = bottom // 2, right // 2
             x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
@@ -63,6 +64,9 @@ class ConvSkip(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, ceil(H / 2), ceil(W / 2), C)."""
+        if is_exporting():  # torch.export can compare the size of a slice with that of attention
+            x = x[:, ::2, ::2].clone(memory_format=torch.contiguous_format)
+            return F.linear(x, self.conv.weight.flatten(1))
         return _convolve(self.conv, x)
 
 

@@ -20,6 +20,7 @@ if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
 else:  # torch 2.1
     from torch._dynamo import is_compiling
+is_torch_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.7
 
 ENV_NAME = 'MMVITATTN_IMPL'
 
@@ -153,12 +154,12 @@ def _parse(setting: str) -> dict[str, str]:
 
 
 def is_exporting() -> bool:
-    """Whether the run is traced for all input sizes (ONNX export, ``torch.jit.trace``).
+    """Whether the run is traced for all input sizes (``torch.export``, ONNX, ``torch.jit.trace``).
 
     Tracing keeps only the branch that this input takes: while exporting, take the branch that is
     correct for every size.
     """
-    return not is_compiling() and torch.jit.is_tracing()
+    return is_torch_exporting() or (not is_compiling() and torch.jit.is_tracing())
 
 
 def precise_dtype(*tensors: Tensor) -> torch.dtype:

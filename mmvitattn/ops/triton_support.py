@@ -19,7 +19,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOWEST = -3.4e38  # start of a running maximum; unlike -inf, -inf minus it is not NaN
 MAX_OFFSET = 2**31 - 1  # of an element within one image: such offsets are 32-bit integers
 _CUDA_ONLY = 'runs on CUDA devices only'
-_is_torch_export = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.7
 
 
 def _why_unavailable() -> str | None:
@@ -62,7 +61,7 @@ def unsupported(x: Tensor, *others: Tensor) -> str | None:
     """Why kernels cannot read ``x``, the largest input, or one of the others, or ``None``."""
     if x.device.type != 'cuda' and not INTERPRETED:
         return _CUDA_ONLY
-    if is_exporting() or _is_torch_export():
+    if is_exporting():
         return 'an exported program may contain only operators of PyTorch'
     tensors = [x, *others]
     if any(t.dtype not in DTYPES for t in tensors):

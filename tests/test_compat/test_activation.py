@@ -133,12 +133,12 @@ def test_missing_op_fails_at_the_call_and_says_why():
     run("""
 import torch
 compat.install()
-from mmcv.ops import soft_nms
+from mmcv.ops import nms_match
 try:
-    soft_nms(torch.rand(2, 4), torch.rand(2))
+    nms_match(torch.rand(2, 5), 0.5)
 except NotImplementedError as error:
     message = str(error)
-assert 'softnms' in message and 'without compiled ops' in message and 'Install' in message
+assert 'nms_match' in message and 'without compiled ops' in message and 'Install' in message
 
 import mmcv._ext
 assert mmcv._ext.no_op_of_this_name.__name__ == 'no_op_of_this_name'
