@@ -1,7 +1,7 @@
 """Makes a file to publish: ``python tools/model_converters/publish_model.py SRC DST``.
 
 DST ends in .pth or .safetensors; the first eight digits of its SHA-256 are added to its name, as in
-the OpenMMLab toolboxes. It contains the weights as plain tensors and the checkpoint's description,
+the OpenMMLab toolboxes, and loading compares them. It contains the weights as plain tensors and the checkpoint's description,
 with the config's text, as plain data, but not the state of the training. If the training kept an
 average of the weights (EMA), the average is published.
 """
@@ -93,6 +93,7 @@ def publish(args: argparse.Namespace) -> None:
     dropped = sorted(set(checkpoint) - {'state_dict', 'meta'}) if 'state_dict' in checkpoint else []
     print(f'{dst}: {len(weights)} tensors{average}, {len(content) / 1e6:.1f} MB')
     print(f'dropped: {", ".join(dropped) or "nothing"}')
+    print(f'for the model index:\n    Weights: URL/{dst.name}\n    SHA256: {digest}')
 
 
 def main() -> None:
