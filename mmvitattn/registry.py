@@ -21,7 +21,11 @@ HOOKS = Registry(
     'hook',
     parent=MMENGINE_HOOKS,
     scope='mmvitattn',
-    locations=['mmvitattn.inference.classification_pictures', 'mmvitattn.training.exact_resume'],
+    locations=[
+        'mmvitattn.inference.classification_pictures',
+        'mmvitattn.training.checkpoint_hook',
+        'mmvitattn.training.exact_resume',
+    ],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',

@@ -15,6 +15,13 @@ from mmvitattn.checkpoint import use_safe_loading
 from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training import checks
+from mmvitattn.training.data_workers import worker_deaths_explained
+from mmvitattn.training.run_folder import (
+    check_run_folder,
+    locked,
+    restarted,
+    tolerate_unwritable_logs,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,6 +64,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
         if 'auto_scale_lr' not in cfg:
             raise UsageError('--auto-scale-lr: the config states no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    if restarted(cfg.work_dir, cfg.launcher):
+        args.resume = 'auto'
     if args.resume:
         cfg.resume = True
         if args.resume != 'auto':
@@ -65,7 +74,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
             cfg.load_from = args.resume
     checks.check_data(cfg, ('train', 'val'))
     resume = cfg.get('resume', False)
-    resumes = checks.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
+    resumes = check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
     if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
         drop_pretrained(cfg)
     checks.check_pretrained(cfg, args.config)
@@ -73,15 +82,17 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
 
 
 def main() -> None:
-    """Trains."""
+    """Trains; exits with status 75 if a signal interrupted it after it was saved."""
     args = parse_args()
     with usage_errors_exit():
         cfg, checkpoints = prepare(args)
         use_safe_loading(args.trust_checkpoint, checkpoints)
-        cli.start_processes(cfg)
-        runner = cli.build_runner(cfg)
-        runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
-        runner.train()
+        tolerate_unwritable_logs()
+        with locked(cfg.work_dir, cfg.launcher), worker_deaths_explained():
+            cli.start_processes(cfg)
+            runner = cli.build_runner(cfg)
+            runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
+            runner.train()
 
 
 if __name__ == '__main__':

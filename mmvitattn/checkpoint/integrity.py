@@ -92,8 +92,8 @@ def check_content(checkpoint: Mapping, source: str | Path) -> None:
     wrong = _not_finite(checkpoint.get('optimizer') or {})
     if wrong:
         print_log(
-            f'{source}: {len(wrong)} tensors of the optimizer state contain NaN or infinite values, the '
-            f'first is {wrong[0]}; a training resumed from it will diverge: {remedy}',
+            f'{source}: {len(wrong)} tensors of the optimizer state contain NaN or infinite '
+            f'values, the first is {wrong[0]}; a training resumed from it will diverge: {remedy}',
             'current',
             logging.WARNING,
         )

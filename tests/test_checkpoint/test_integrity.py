@@ -29,7 +29,9 @@ def test_flipped_bits_are_found(number, tmp_path):
     for seed in range(20):
         path.write_bytes(flip_bits(content, number, seed))
         for read in (load_checkpoint, read_torch_pickle):  # tools, converters
-            with pytest.raises(CheckpointError, match=r'the CRC of weights/data/0 is wrong') as info:
+            with pytest.raises(
+                CheckpointError, match=r'the CRC of weights/data/0 is wrong'
+            ) as info:
                 read(path)
         assert str(path) in str(info.value) and '\n' not in str(info.value)
     assert read_torch_pickle(path, None)['state_dict']['weight'].shape == (100, 100)
@@ -85,7 +87,9 @@ def test_weights_that_are_not_numbers_are_refused(value, tmp_path):
         (dict(state_dict={}, ema_state_dict=weights), 'ema_state_dict.bad'),
     ):
         torch.save(checkpoint, path)
-        with pytest.raises(CheckpointError, match=f': 2 of its weights contain .* the first is {name}: '):
+        with pytest.raises(
+            CheckpointError, match=f': 2 of its weights contain .* the first is {name}: '
+        ):
             load_checkpoint(path)
     torch.save(weights, path)
     with pytest.raises(CheckpointError, match='contain NaN or infinite'):
