@@ -159,8 +159,7 @@ def train(
         default_hooks=default_hooks,
         custom_hooks=hooks,
         experiment_name=os.path.basename(work_dir),
-        log_level='WARNING',
-        **dict(dict(randomness=dict(seed=3)), **options),
+        **dict(dict(randomness=dict(seed=3), log_level='WARNING'), **options),
     ).train()
 
 
