@@ -55,7 +55,7 @@ def mutate(content, rng):
         if not data:
             break
         at = rng.randrange(len(data))
-        if places and rng.random() < 0.6:
+        if places and rng.random() < 0.4:
             at = min(max(0, rng.choice(places) + rng.randrange(-12, 24)), len(data) - 1)
         kind, length = rng.randrange(8), rng.choice((1, 2, 4, 8, 64, 4096))
         if kind < 2:
@@ -315,13 +315,13 @@ def run_cases(kind, seed, first, last, folder, report):
     for source, (content, read) in originals.items():  # also fills caches
         outcome, text = run_case(content, read, folder / name, audit)
         assert outcome == 'read' or (' x ' in source and outcome == 'refused'), (source, text)
-    before = {path for path in folder.rglob('*')}
+    before = set(folder.rglob('*'))
     for case in range(first, last):
         rng = random.Random(f'{kind} {seed} {case}')
         content, read = originals[rng.choice(list(originals))]
         report(case, 'starts', '')
         outcome, text = run_case(change(content, rng), read, folder / name, audit)
-        new = {path for path in folder.rglob('*')} - before - {folder / name}
+        new = set(folder.rglob('*')) - before - {folder / name}
         report(case, 'WRITES' if new else outcome, str(new) if new else text)
 
 
@@ -341,7 +341,7 @@ def fuzz(kind, count, seed=0, first=0):
                     os.chdir(folder)
                     run_cases(
                         *(kind, seed, first, min(first + AT_ONCE, end), Path(folder)),
-                        lambda *line: os.write(writes, (json.dumps(line) + '\n').encode()),
+                        lambda *line, to=writes: os.write(to, f'{json.dumps(line)}\n'.encode()),
                     )
                 finally:
                     os._exit(0)
