@@ -64,6 +64,7 @@ class SafeCheckpointHook(CheckpointHook):
         kwargs: see MMEngine's CheckpointHook.
     """
 
+    file_backend: Any
     signals: StopSignals | None = None
     saved_iter = -1  # iterations that the last checkpoint contains
 
@@ -113,7 +114,7 @@ class SafeCheckpointHook(CheckpointHook):
         self._remove_outdated()
 
     def _remove_outdated(self) -> None:
-        backend: Any = self.file_backend
+        backend = self.file_backend
         best = getattr(self, 'best_ckpt_path_dict', {None: getattr(self, 'best_ckpt_path', None)})
         for path in set(backend.outdated) - {self.last_ckpt, *best.values()}:
             (backend.backend.rmtree if backend.isdir(path) else backend.backend.remove)(path)

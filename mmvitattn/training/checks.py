@@ -155,7 +155,7 @@ def check_checkpoints(cfg: MutableMapping, trust: bool) -> dict[str, dict[str, A
     start, resume = cfg.get('load_from'), cfg.get('resume')
     paths = [*pretrained_files(cfg), *([start] if start else ())]
     loaded = {path: load_checkpoint(path, trust) for path in paths if '://' not in path}
-    if resume and start in loaded:
+    if resume and start and start in loaded:
         check_progress(start, loaded[start])
     elif resume and not start and (found := find_resumable(cfg['work_dir'], trust)):
         cfg['load_from'], loaded[found[0]] = found

@@ -24,7 +24,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
         # A group of its own: reading a result of NCCL would make the CPU wait for the GPU.
         distributed = get_world_size() > 1
-        self._group = torch.distributed.new_group(backend='gloo') if distributed else None
+        self._group: Any = torch.distributed.new_group(backend='gloo') if distributed else None
         if threading.current_thread() is threading.main_thread():  # others may set no handlers
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
