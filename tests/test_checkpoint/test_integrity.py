@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+import resource
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import mmvitattn
 from mmvitattn.checkpoint import integrity, load_checkpoint, read_torch_pickle
 from mmvitattn.checkpoint.integrity import hash_in_name
+from mmvitattn.checkpoint.writing import save_atomically
 from mmvitattn.errors import CheckpointError, UsageError
 
 
@@ -128,3 +130,19 @@ def test_a_tensor_larger_than_its_file_is_refused(zipped, tmp_path):
         load_checkpoint(path)
     torch.save(dict(state_dict=dict(weight=torch.ones(1).expand(9))), path)
     assert load_checkpoint(path)['state_dict']['weight'].sum() == 9
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path, limits = tmp_path / 'weights.pth', resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_atomically(dict(a=torch.ones(1)), path)
+    content = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(
+            UsageError, match=r'File too large. It needs 4\d,\d{3} bytes, and'
+        ) as info:
+            save_atomically(dict(a=torch.ones(10_000)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in str(info.value)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == content

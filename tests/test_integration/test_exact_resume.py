@@ -113,6 +113,7 @@ def test_a_signal_saves_at_the_next_iteration(case, tmp_path):
     assert not (tmp_path / 'broken' / 'interrupted.pth').exists()
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_nothing_and_keeps_the_older(tmp_path):
     whole, _, resumed = settings_of('epochs', tmp_path)
     for settings in (whole, resumed):
