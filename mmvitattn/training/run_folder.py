@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from mmengine.visualization import LocalVisBackend
 
 from ..checkpoint import load_checkpoint
@@ -156,7 +157,8 @@ def tolerate_unwritable_logs() -> None:
     On a full disk, a training could otherwise not be resumed, not even to end with a clear error.
     """
     logging.raiseExceptions = False  # no traceback for each line that cannot be written
-    for owner, name in ((Config, 'dump'), (LocalVisBackend, '_dump')):
+    owners = ((Config, 'dump'), (LocalVisBackend, '_dump'), (BaseModule, '_dump_init_info'))
+    for owner, name in owners:
         method = getattr(owner, name)
         if not hasattr(method, '__wrapped__'):
             setattr(owner, name, _with_warning(method))

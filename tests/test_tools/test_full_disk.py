@@ -1,4 +1,4 @@
-"""A full disk: one clear error, nothing half written, and a run that continues when there is room."""
+"""A full disk: a clear error, nothing half written, and a run that continues once there is room."""
 
 import os
 import subprocess

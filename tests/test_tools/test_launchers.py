@@ -56,6 +56,14 @@ def test_slurm(script, arguments, tool, launch):
     assert words[start + 1 :] == [*tool[1:], '--launcher', 'slurm', '--amp']
 
 
+def test_restarts_meet_at_a_new_store(launch):
+    words = launch('dist_train.sh', 'c.py', '4', MAX_RESTARTS='3', PORT='29501').stdout.splitlines()
+    assert {'--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-endpoint=127.0.0.1:29501'} <= {
+        *words
+    }
+    assert not any(word.startswith(('--master', '--node_rank')) for word in words)
+
+
 def test_slurm_queues_an_interrupted_training_again(launch, tmp_path):
     """Exit status 75 is that of a training that a signal ended after it was saved."""
     program = f'echo "$@" >> {tmp_path}/calls; n=$(wc -l < {tmp_path}/calls)\n'

@@ -69,4 +69,4 @@ def test_old_checkpoints_are_removed_after_the_new_one_is_written(run, tmp_path)
     assert files() == ['epoch_1.pth']
     run.epoch, run.save_checkpoint = 2, write
     hook.after_train_epoch(run)
-    assert 'epoch_3.pth' in files()
+    assert files() == ['epoch_3.pth']
