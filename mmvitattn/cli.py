@@ -52,7 +52,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
         '--trust-checkpoint',
         action='store_true',
         help='read checkpoints that contain more than weights and plain data; they can run any '
-        'code, so use this only if you trust their author',
+        'code, so use this only if you trust their author. Checksums are not verified either',
     )
 
 

@@ -17,6 +17,7 @@ HOOKS = Registry(
     scope='mmvitattn',
     locations=[
         'mmvitattn.inference.classification_pictures',
+        'mmvitattn.training.checkpoint_hook',
         'mmvitattn.training.exact_resume',
         'mmvitattn.training.saliency',
     ],

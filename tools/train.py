@@ -17,7 +17,14 @@ from mmvitattn.checkpoint import use_safe_loading
 from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training import checks, class_checks, picture_checks
+from mmvitattn.training.data_workers import worker_deaths_explained
 from mmvitattn.training.mixed_precision import use_mixed_precision
+from mmvitattn.training.run_folder import (
+    check_run_folder,
+    locked,
+    restarted,
+    tolerate_unwritable_logs,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -69,6 +76,8 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
         if 'auto_scale_lr' not in cfg:
             raise UsageError('--auto-scale-lr: the config states no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    if restarted(cfg.work_dir, cfg.launcher):
+        args.resume = 'auto'
     if args.resume:
         cfg.resume = True
         if args.resume != 'auto':
@@ -80,7 +89,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
     checks.check_data(cfg, ('train', 'val'))
     class_checks.check_class_names(cfg, ('train', 'val'))
     resume = cfg.get('resume', False)
-    resumes = checks.check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
+    resumes = check_run_folder(cfg.work_dir, resume and cfg.get('load_from'), resume)
     if args.from_scratch or resumes:  # a resumed run takes its weights from the checkpoint
         drop_pretrained(cfg)
     checks.check_pretrained(cfg, args.config)
@@ -88,18 +97,20 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
 
 
 def main() -> None:
-    """Trains."""
+    """Trains; exits with status 75 if a signal interrupted it after it was saved."""
     args = parse_args()
     with usage_errors_exit():
         cfg, checkpoints = prepare(args)
         use_safe_loading(args.trust_checkpoint, checkpoints)
-        cli.start_processes(cfg)
-        runner = cli.build_runner(cfg)
-        runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
-        datasets = class_checks.check_built(runner)
-        picture_checks.check_pictures(datasets, args.check_pictures)
-        skipped = picture_checks.guard_loading(datasets, args.skip_bad_pictures)
-        runner.train()
+        tolerate_unwritable_logs()
+        with locked(cfg.work_dir, cfg.launcher), worker_deaths_explained():
+            cli.start_processes(cfg)
+            runner = cli.build_runner(cfg)
+            runner.register_hook(checks.FreeCheckpointsHook(checkpoints))
+            datasets = class_checks.check_built(runner)
+            picture_checks.check_pictures(datasets, args.check_pictures)
+            skipped = picture_checks.guard_loading(datasets, args.skip_bad_pictures)
+            runner.train()
     if skipped.count:
         print(f'{skipped.count} pictures could not be decoded and were skipped; see the log')
 

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import torch
 
 from ..errors import CheckpointError
+from .integrity import check_content, check_hash, hash_in_name
 from .objects import MMENGINE
 from .torch_pickle import read_torch_pickle
 
@@ -26,21 +27,27 @@ def load_checkpoint(
         path: the file, in the safetensors format if it ends in ``.safetensors``, otherwise in that
             of ``torch.save``.
         trust: also read a file with other objects than tensors, plain data and those of MMEngine;
-            such a file can run any code.
+            such a file can run any code. Its checksums are not verified.
         map_location: device of the tensors, as for :func:`torch.load`.
 
     Returns:
         The dict in the file; of a safetensors file ``state_dict`` and ``meta``.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or contains an object that is not allowed.
+        CheckpointError: if the file is missing, damaged, contains an object that is not allowed,
+            or weights that are NaN or infinite.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
+    if not trust:
+        check_hash(path)
     if path.suffix == '.safetensors':
-        return _read_safetensors(path, map_location)
-    return read_torch_pickle(path, None if trust else MMENGINE, map_location)
+        checkpoint = _read_safetensors(path, map_location)
+    else:
+        checkpoint = read_torch_pickle(path, None if trust else MMENGINE, map_location)
+    check_content(checkpoint, path)
+    return checkpoint
 
 
 def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
@@ -128,8 +135,8 @@ def _download(url: str) -> Path:
         if dist.is_main_process() == first and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                torch.hub.download_url_to_file(url, str(path))
-            except (URLError, OSError) as error:
+                torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name))
+            except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
                 raise CheckpointError(f'{url} cannot be downloaded: {error}') from None
         if first:
             dist.barrier()

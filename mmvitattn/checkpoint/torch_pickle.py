@@ -6,6 +6,7 @@ no way to allow them. This reader looks up listed names only, with the same resu
 of torch.
 """
 
+import math
 import pickle
 import tarfile
 from argparse import Namespace
@@ -18,6 +19,9 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 
 from ..errors import CheckpointError
+from .integrity import check_crcs
+
+MAX_EXPANDED = 2**24  # elements of a tensor beyond those of its storage
 
 
 class RefusedObjectError(pickle.UnpicklingError):
@@ -62,10 +66,17 @@ def set_attributes(instance: Any, state: Any) -> None:
     vars(instance).update(state)
 
 
+def _rebuild_tensor(storage: Any, offset: int, size: Any, *others: Any) -> torch.Tensor:
+    """A tensor; one with strides of 0 could be larger than any memory."""
+    if math.prod(size) > storage._size() + MAX_EXPANDED:
+        raise RefusedObjectError(f'it contains a tensor {tuple(size)} that its file cannot hold')
+    return torch._utils._rebuild_tensor_v2(storage, offset, size, *others)
+
+
 TENSORS: dict[tuple[str, str], Any] = {  # torch itself looks up the storages
     ('collections', 'OrderedDict'): OrderedDict,
     ('torch', 'Size'): torch.Size,
-    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
+    ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
     ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
 }
 RELEASES = AllowedObjects(
@@ -127,7 +138,8 @@ def read_torch_pickle(
     Args:
         path: the file.
         allowed: the objects that it may contain: by default tensors, plain data and
-            ``argparse.Namespace``. ``None`` allows everything, and so runs any code in the file.
+            ``argparse.Namespace``. ``None`` allows everything, and so runs any code in the file,
+            and verifies no checksums.
         map_location: device of the tensors, as for :func:`torch.load`.
 
     Returns:
@@ -141,11 +153,15 @@ def read_torch_pickle(
         # torch.load would unpack a tar file and run a TorchScript program.
         if allowed is not None and (tarfile.is_tarfile(path) or _is_torchscript(path)):
             raise ValueError('it is a tar file or a TorchScript program')
+        if allowed is not None:
+            check_crcs(Path(path))
         module = pickle if allowed is None else _pickle_module(allowed)
         tree = torch.load(path, map_location=map_location, pickle_module=module, weights_only=False)
         if not isinstance(tree, dict):
             raise ValueError(f'it contains a {type(tree).__name__}, not a dict')
         return tree
+    except CheckpointError:
+        raise
     except RefusedObjectError as error:
         remedy = allowed.remedy if allowed else ''
         raise CheckpointError(f'{path}: {error}{remedy}') from error

@@ -1,6 +1,8 @@
 """Writes files completely or not at all."""
 
+import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ import numpy as np
 import torch
 
 from ..errors import UsageError
+
+TEMPORARY = '.tmp'
 
 
 def check_destination(dst: str | Path, force: bool = False) -> Path:
@@ -36,8 +40,12 @@ def check_destination(dst: str | Path, force: bool = False) -> Path:
 
 @contextmanager
 def written_atomically(dst: Path) -> Iterator[Path]:
-    """Yields a temporary file to write, which replaces ``dst`` if the block raises no error."""
-    handle, name = tempfile.mkstemp(prefix=f'.{dst.name}.', dir=dst.parent)
+    """Yields a temporary file to write, which replaces ``dst`` if the block raises no error.
+
+    The content is on the disk before the name is, so that neither a killed process nor a power
+    failure leaves an incomplete file of this name.
+    """
+    handle, name = tempfile.mkstemp(prefix=f'.{dst.name}.', suffix=TEMPORARY, dir=dst.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -45,10 +53,38 @@ def written_atomically(dst: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes private files
+        _sync(temporary)
         os.replace(temporary, dst)
+        _sync(dst.parent)
     except BaseException:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(content: bytes | memoryview, dst: Path) -> None:
+    """Writes a file completely or not at all.
+
+    Raises:
+        UsageError: if it cannot be written, e.g. because the disk is full; it states the bytes that
+            are needed and free.
+    """
+    try:
+        with written_atomically(dst) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        free = shutil.disk_usage(dst.parent).free if dst.parent.is_dir() else 0
+        raise UsageError(
+            f'{dst} cannot be written: {error.strerror}. It needs {len(content):,} bytes, and '
+            f'{free:,} are free there; no part of it was kept, and existing files are unchanged'
+        ) from error
 
 
 def save_atomically(checkpoint: dict, dst: Path) -> None:
@@ -57,9 +93,13 @@ def save_atomically(checkpoint: dict, dst: Path) -> None:
     Args:
         checkpoint: what to write.
         dst: the file.
+
+    Raises:
+        UsageError: if it cannot be written.
     """
-    with written_atomically(dst) as temporary, temporary.open('wb') as file:
-        torch.save(checkpoint, file)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomically(buffer.getbuffer(), dst)
 
 
 def plain_data(value: Any) -> Any:

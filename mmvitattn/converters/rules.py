@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
@@ -43,7 +44,7 @@ def apply_rules(
         A classifier's state dict, ``backbone.*``, ``neck.*`` and ``head.fc.*``.
 
     Raises:
-        CheckpointError: if parameters are missing, left over or of other shapes.
+        CheckpointError: if parameters are missing, left over, of other shapes or not finite.
     """
     shapes = _shapes('backbone', backbone)
     if neck is not None:
@@ -58,7 +59,8 @@ def apply_rules(
             f'({_some(missing)}), {len(left_over)} are left over ({_some(left_over)})'
         )
     state_dict: dict[str, Tensor] = {}
-    wrong = []
+    wrong: list[str] = []
+    not_finite: list[str] = []
     for rule in rules:
         parameters = [source[name] for name in rule.sources]
         what = f'{rule.sources[0]} {tuple(parameters[0].shape)}'
@@ -69,8 +71,14 @@ def apply_rules(
             continue
         if tuple(state_dict[rule.target].shape) != shapes[rule.target]:
             wrong.append(f'{what} for {rule.target} {shapes[rule.target]}')
+        elif not torch.isfinite(state_dict[rule.target]).all():
+            not_finite.append(rule.target)
     if wrong:
         raise CheckpointError(f'{len(wrong)} parameters have another shape: {_some(wrong)}')
+    if not_finite:
+        raise CheckpointError(
+            f'{len(not_finite)} parameters contain NaN or infinite values: {_some(not_finite)}'
+        )
     if set(state_dict) != set(shapes):
         raise CheckpointError(
             f'no rule gives a value for {_some(sorted(set(shapes) - set(state_dict)))}'

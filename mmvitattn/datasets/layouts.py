@@ -55,7 +55,9 @@ def _coco_problems(root: Path) -> Iterator[str]:
             content = json.loads((root / annotation).read_text())
             names = [image['file_name'] for image in content['images']]
             annotations, categories = content['annotations'], content['categories']
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError('a file_name is not text')
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             yield f'{root / annotation} is not a readable COCO annotation file: {error!r}'
             continue
         if not names or not annotations or not categories:

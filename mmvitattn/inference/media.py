@@ -106,6 +106,7 @@ def read_image(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             file.load()
+        del file  # the pixels of a large image, which are read again
     except Image.UnidentifiedImageError:
         pass  # a format that OpenCV may know
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -1,9 +1,9 @@
-"""Checks of a config before any work is done: data, checkpoints, folder of the run.
+"""Checks of a config before any work is done: data and checkpoints.
 
 Each raises :class:`UsageError` with the wrong value and the remedy.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ..checkpoint.pretrained import pretrained_files
 from ..datasets.layouts import LAYOUTS
 from ..errors import UsageError
 from ..official import official_weights_for
+from .run_folder import check_progress, find_resumable
 
 SPLITS = ('train', 'val', 'test')
 
@@ -136,11 +137,12 @@ def _classifier_hint(checkpoint: str, config_file: Path) -> str:
     )
 
 
-def check_checkpoints(cfg: Mapping, trust: bool) -> dict[str, dict[str, Any]]:
+def check_checkpoints(cfg: MutableMapping, trust: bool) -> dict[str, dict[str, Any]]:
     """Reads every checkpoint file that a training will load; URLs are left to MMEngine.
 
     Args:
-        cfg: the config, with ``load_from``, ``resume``, ``work_dir`` and the model's ``init_cfg``.
+        cfg: the config, with ``load_from``, ``resume``, ``work_dir`` and the model's ``init_cfg``;
+            ``load_from`` is set to the checkpoint to resume.
         trust: read files whatever they contain.
 
     Returns:
@@ -150,34 +152,14 @@ def check_checkpoints(cfg: Mapping, trust: bool) -> dict[str, dict[str, Any]]:
         UsageError: if a file is missing or damaged, contains an object that is not allowed, or is
             to be resumed and contains no state of a training.
     """
-    paths = pretrained_files(cfg)
-    start = cfg.get('load_from') or (cfg.get('resume') and _last_checkpoint(cfg['work_dir']))
-    if start:
-        paths.append(start)
+    start, resume = cfg.get('load_from'), cfg.get('resume')
+    paths = [*pretrained_files(cfg), *([start] if start else ())]
     loaded = {path: load_checkpoint(path, trust) for path in paths if '://' not in path}
-    if cfg.get('resume') and start in loaded:
-        checkpoint = loaded[start]
-        progress = {'epoch', 'iter'} <= set(checkpoint.get('meta') or ())
-        if not (progress and 'message_hub' in checkpoint):
-            raise UsageError(
-                f'--resume: {start} contains no state of a training; to start from its weights, '
-                f'replace --resume by --cfg-options load_from={start}'
-            )
+    if resume and start and start in loaded:
+        check_progress(start, loaded[start])
+    elif resume and not start and (found := find_resumable(cfg['work_dir'], trust)):
+        cfg['load_from'], loaded[found[0]] = found
     return loaded
-
-
-def _last_checkpoint(work_dir: str | Path) -> str | None:
-    """The checkpoint that MMEngine will resume; ``None`` if there is none yet."""
-    record = Path(work_dir) / 'last_checkpoint'
-    if not record.exists():
-        return None
-    path = record.read_text().strip()
-    if not Path(path).is_file():
-        raise UsageError(
-            f'{record} names {path!r}, which is not there; choose the checkpoint to resume: '
-            '--resume CHECKPOINT'
-        )
-    return path
 
 
 class FreeCheckpointsHook(Hook):
@@ -195,28 +177,3 @@ class FreeCheckpointsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Empties the dict."""
         self.loaded.clear()
-
-
-def check_run_folder(work_dir: str | Path, checkpoint: str | None, resume: bool) -> bool:
-    """Checks that a run does not overwrite an earlier one.
-
-    Args:
-        work_dir: folder of the run.
-        checkpoint: the file to resume from; ``None`` for the last one in ``work_dir``.
-        resume: whether the run is to be resumed.
-
-    Returns:
-        Whether a checkpoint will be resumed.
-
-    Raises:
-        UsageError: if ``work_dir`` contains checkpoints of another run than the one to resume.
-    """
-    work_dir = Path(work_dir)
-    holds_run = (work_dir / 'last_checkpoint').exists()
-    same_run = not checkpoint or Path(checkpoint).resolve().parent == work_dir.resolve()
-    if holds_run and not (resume and same_run):
-        raise UsageError(
-            f'{work_dir} already contains the checkpoints of a run. Continue it: --resume; keep it '
-            'and start another: --work-dir DIR'
-        )
-    return bool(resume and (checkpoint or holds_run))

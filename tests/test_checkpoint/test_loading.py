@@ -249,7 +249,7 @@ def test_mmengine_reads_files_and_addresses_safely(tmp_path, loaders, monkeypatc
     served, ran = tmp_path / 'served', tmp_path / 'ran'
     served.mkdir()
     torch.save(dict(state_dict=dict(weight=torch.ones(2))), served / 'good.pth')
-    torch.save(dict(state_dict=MALICIOUS['system'][0](ran)), served / 'bad.pth')
+    torch.save(dict(meta=dict(a=MALICIOUS['system'][0](ran))), served / 'bad.pth')
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=served)
     handler.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)

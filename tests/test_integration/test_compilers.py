@@ -1,6 +1,5 @@
 """torch.export with dynamic sizes, AOTInductor and torch.compile of a training step."""
 
-
 import pytest
 import torch
 

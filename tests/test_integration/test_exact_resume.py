@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,50 @@ def test_killed_and_resumed_is_as_uninterrupted(case, tmp_path):
     losses = [c['message_hub']['log_scalars']['train/loss'].data[0] for c in (whole, resumed)]
     assert losses[0].tolist() == losses[1].tolist() and len(set(losses[0])) > 18
     assert 'ExactResumeHook' not in log  # no warning
+
+
+SIGNALS = {
+    # case, signal, iteration that the checkpoint contains
+    'within an epoch': (signal.SIGTERM, 14),
+    'epochs': (signal.SIGINT, 11),
+    'infinite sampler': (signal.SIGUSR1, 11),
+    'end of an epoch': (signal.SIGTERM, 9),
+}
+
+
+@pytest.mark.parametrize(
+    'case', [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in SIGNALS]
+)
+def test_a_signal_saves_at_the_next_iteration(case, tmp_path):
+    number, iteration = SIGNALS[case]
+    whole, broken, resumed = settings_of(case, tmp_path, log_level='INFO')
+    log = run_all([whole, dict(broken, number=number, status=75)])
+    assert f'{number.name}: the training is saved and ends with status 75' in log
+    saved = last_checkpoint(tmp_path / 'broken')
+    assert (tmp_path / 'broken' / 'interrupted.pth').is_file()
+    assert saved['meta']['iter'] == iteration == saved['optimizer']['state'][0]['step']
+    run_all([resumed])
+    assert differing(*(last_checkpoint(tmp_path / name) for name in ('whole', 'broken'))) == []
+    assert not (tmp_path / 'broken' / 'interrupted.pth').exists()
+
+
+@pytest.mark.slow
+def test_a_failed_write_leaves_nothing_and_keeps_the_older(tmp_path):
+    whole, _, resumed = settings_of('epochs', tmp_path)
+    for settings in (whole, resumed):
+        settings.update(save=dict(interval=1, max_keep_ckpts=1), workers=0)
+    log = run_all([whole, dict(resumed, resume=False, small_disk=(10, 5000), status=1)])
+    path = str(tmp_path / 'broken' / 'epoch_2.pth')
+    assert re.search(
+        rf'UsageError: {path} cannot be written: File too large. It needs \d\d,\d{{3}} bytes, and '
+        r'[\d,]+ are free there',
+        log,
+    )
+    left = {p.name for p in (tmp_path / 'broken').iterdir() if p.is_file() and p.suffix != '.py'}
+    assert left == {'epoch_1.pth', 'last_checkpoint'}
+    run_all([resumed])
+    assert differing(*(last_checkpoint(tmp_path / name) for name in ('whole', 'broken'))) == []
+    assert [p.name for p in (tmp_path / 'broken').glob('*.pth')] == ['epoch_3.pth']
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ One process for all, from which they are forked, imports the libraries once.
 import json
 import os
 import random
+import resource
 import signal
 import sys
 
@@ -63,16 +64,33 @@ class NoisyMetric(BaseMetric):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Ends the process at an iteration, with no chance to write anything."""
+    """Sends a signal to the process, and to its data loading workers, at an iteration."""
 
     priority = 'LOWEST'
 
-    def __init__(self, iteration):
-        self.iteration = iteration
+    def __init__(self, iteration, number=signal.SIGKILL):
+        self.iteration, self.number = iteration, number
+
+    def before_train(self, runner):
+        if self.number != signal.SIGKILL:
+            os.setpgid(0, 0)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration:
-            os.kill(os.getpid(), signal.SIGKILL)
+            (os.kill if self.number == signal.SIGKILL else os.killpg)(os.getpid(), self.number)
+
+
+class SmallDiskHook(Hook):
+    """Files cannot become larger than some bytes from an iteration on."""
+
+    priority = 'LOWEST'
+
+    def __init__(self, iteration, size):
+        self.iteration, self.size = iteration, size
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 def join(samples):
@@ -93,8 +111,18 @@ def loader(workers, sampler):
     )
 
 
-def train(work_dir, loop, save, workers=0, sampler='DefaultSampler', kill_at=None, **options):
-    """One run.
+def train(
+    work_dir,
+    loop,
+    save,
+    workers=0,
+    sampler='DefaultSampler',
+    kill_at=None,
+    number=signal.SIGKILL,
+    small_disk=None,
+    **options,
+):
+    """One run; its settings may also contain ``status``, the exit status that is expected.
 
     Args:
         work_dir: folder of the run.
@@ -102,15 +130,19 @@ def train(work_dir, loop, save, workers=0, sampler='DefaultSampler', kill_at=Non
         save: settings of the checkpoint hook.
         workers: processes that load data.
         sampler: of the training data.
-        kill_at: iteration after which it is killed.
+        kill_at: iteration after which it is killed, or gets the signal of this number.
+        number: of the signal.
+        small_disk: iteration and number of bytes, see ``SmallDiskHook``.
         options: ``exact=False`` leaves the hook out; others are the runner's.
     """
-    default_hooks = dict(checkpoint=dict(type='CheckpointHook', **save))
+    default_hooks = dict(checkpoint=dict(type='mmvitattn.SafeCheckpointHook', **save))
     if options.pop('exact', True):
         default_hooks['exact_resume'] = dict(type='mmvitattn.ExactResumeHook')
     hooks = [dict(type='EMAHook', momentum=0.1)]
     if kill_at:
-        hooks.append(KillHook(kill_at))
+        hooks.append(KillHook(kill_at, number))
+    if small_disk:
+        hooks.append(SmallDiskHook(*small_disk))
     Runner(
         model=Classifier(),
         work_dir=work_dir,
@@ -127,24 +159,25 @@ def train(work_dir, loop, save, workers=0, sampler='DefaultSampler', kill_at=Non
         default_hooks=default_hooks,
         custom_hooks=hooks,
         experiment_name=os.path.basename(work_dir),
-        log_level='WARNING',
-        **dict(dict(randomness=dict(seed=3)), **options),
+        **dict(dict(randomness=dict(seed=3), log_level='WARNING'), **options),
     ).train()
 
 
 def main():
     torch.set_num_threads(1)
     for settings in json.loads(sys.argv[1]):
+        expected = settings.pop('status', -signal.SIGKILL if settings.get('kill_at') else 0)
         child = os.fork()
         if not child:
             try:
                 train(**settings)
+            except SystemExit as end:
+                os._exit(end.code)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        expected = -signal.SIGKILL if settings.get('kill_at') else 0
         if status != expected:
             sys.exit(f'{settings}: ended with status {status}, not {expected}')
 

@@ -1,7 +1,6 @@
 """Checkpoints made ready to hand on: folded, stripped."""
 
 import hashlib
-import math
 
 import pytest
 import torch
@@ -65,6 +64,7 @@ def test_published_file(suffix, trained, run_tool, tmp_path):
     assert 'the average (EMA)' in output
     assert 'dropped: ema_state_dict, message_hub, optimizer' in output
     (path,) = tmp_path.iterdir()
+    assert f'SHA256: {hashlib.sha256(path.read_bytes()).hexdigest()}' in output
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert path.name == f'toy-{digest[:8]}{suffix}'
     published = load_checkpoint(path)
@@ -108,6 +108,8 @@ def test_publishing_refuses(run_tool, tmp_path):
     assert 'contains no weights' in refused(tmp_path / 'empty.pth', tmp_path / 'y.pth')
     torch.save({'state_dict': {'a': torch.ones(2)}, 'hook': print}, tmp_path / 'other.pth')
     assert '--trust-checkpoint' in refused(tmp_path / 'other.pth', tmp_path / 'y.pth')
+    torch.save({'state_dict': {'a': torch.ones(2), 'b': torch.tensor(float('nan'))}}, src)
+    assert '1 of its weights contain NaN or infinite values' in refused(src, tmp_path / 'y.pth')
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -160,7 +162,7 @@ def test_folding_refuses(run_tool, tiny_config, tiny_checkpoint, tmp_path):
     qna, _ = tiny_checkpoint(other, 'qna.pth')
     assert 'QnAViT has only one form' in refused(other, qna, dst)
     assert 'does not fit' in refused(config, qna, dst)
-    model.backbone.stages[0][0].ffn.position.norms[0].running_var.fill_(math.nan)
+    model.backbone.stages[0][0].ffn.position.norms[0].running_var.fill_(-1.0)
     torch.save(model.state_dict(), src)
     assert 'the outputs differ by nan' in refused(config, src, dst)
     assert not dst.exists()

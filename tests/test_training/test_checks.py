@@ -1,6 +1,7 @@
 """The errors of the tools before any work is done."""
 
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -42,7 +43,7 @@ def coco(tmp_path):
 
 def save(path, **progress):
     """A checkpoint without weights."""
-    torch.save(dict(state_dict={}, meta=progress, message_hub={}), path)
+    torch.save(dict(state_dict={}, meta=progress, message_hub={}, optimizer={}), path)
     return path
 
 
@@ -116,9 +117,29 @@ def test_a_resumed_run_needs_no_pretrained_weights(tool, coco, tmp_path):
     record = tmp_path / 'run' / 'last_checkpoint'
     record.write_text(str(save(tmp_path / 'run' / 'epoch_1.pth', epoch=1, iter=8)))
     assert tool('train', *options).model.backbone.init_cfg is None
-    record.write_text('gone.pth')
-    with pytest.raises(UsageError, match="last_checkpoint names 'gone.pth', which is not there"):
+
+
+def test_resuming_falls_back_to_the_newest_good_checkpoint(tool, coco, tmp_path, capsys):
+    run = tmp_path / 'run'
+    options = (DETECTOR, '--data-root', coco, '--work-dir', run, '--resume')
+    run.mkdir()
+    for time, epoch in enumerate((1, 2, 3, 'best'), start=1):
+        path = save(run / f'epoch_{epoch}.pth', epoch=epoch, iter=8)
+        os.utime(path, (time, time))
+    weights = dict(state_dict={}, meta=dict(epoch=3, iter=8), message_hub={})
+    torch.save(weights, run / 'epoch_best.pth')  # newest, but without the optimizer's state
+    (run / 'epoch_3.pth').write_bytes((run / 'epoch_3.pth').read_bytes()[:-100])
+    for last in (str(run / 'epoch_3.pth'), '', 'gone.pth'):
+        (run / 'last_checkpoint').write_text(last)
+        assert tool('train', *options).load_from == str(run / 'epoch_2.pth')
+        warning = capsys.readouterr().err
+        assert 'epoch_3.pth: not a PyTorch checkpoint, or truncated' in warning
+        assert f'resuming from {run / "epoch_2.pth"} instead' in warning
+    for path in run.glob('*.pth'):
+        path.write_bytes(b'')
+    with pytest.raises(UsageError, match='run has no checkpoint that can be resumed') as info:
         tool('train', *options)
+    assert all(path.name in str(info.value) for path in run.glob('*.pth'))
 
 
 def test_only_a_training_is_resumed(tool, coco, tmp_path):

@@ -1,9 +1,9 @@
 """Makes a file to publish: ``python tools/model_converters/publish_model.py SRC DST``.
 
 DST ends in .pth or .safetensors; the first eight digits of its SHA-256 are added to its name, as in
-the OpenMMLab toolboxes. It contains the weights as plain tensors and the checkpoint's description,
-with the config's text, as plain data, but not the state of the training. If the training kept an
-average of the weights (EMA), the average is published.
+the OpenMMLab toolboxes, and loading compares them. It contains the weights as plain tensors and the
+checkpoint's description, with the config's text, as plain data, but not the state of the training.
+If the training kept an average of the weights (EMA), the average is published.
 """
 
 from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmvitattn.checkpoint import load_checkpoint
-from mmvitattn.checkpoint.writing import check_destination, plain_data, written_atomically
+from mmvitattn.checkpoint.writing import check_destination, plain_data, write_atomically
 from mmvitattn.cli import add_force_argument, add_trust_argument
 from mmvitattn.errors import UsageError, usage_errors_exit
 
@@ -90,12 +90,12 @@ def publish(args: argparse.Namespace) -> None:
     content = serialized(weights, meta, args.dst.suffix)
     digest = hashlib.sha256(content).hexdigest()
     dst = args.dst.with_name(f'{args.dst.stem}-{digest[:8]}{args.dst.suffix}')
-    with written_atomically(check_destination(dst, args.force)) as temporary:
-        temporary.write_bytes(content)
+    write_atomically(content, check_destination(dst, args.force))
     average = ', the average (EMA) of those in training' if 'ema_state_dict' in checkpoint else ''
     dropped = sorted(set(checkpoint) - {'state_dict', 'meta'}) if 'state_dict' in checkpoint else []
     print(f'{dst}: {len(weights)} tensors{average}, {len(content) / 1e6:.1f} MB')
     print(f'dropped: {", ".join(dropped) or "nothing"}')
+    print(f'for the model index:\n    Weights: URL/{dst.name}\n    SHA256: {digest}')
 
 
 def main() -> None:
