@@ -11,9 +11,10 @@ EXTRAS = {
     'onedl': ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
     'tools': ('cv2', 'matplotlib', 'PIL', 'pycocotools', 'tqdm', 'yaml'),
     'convert': ('msgpack',),
-    'export': ('onnx', 'onnxruntime', 'safetensors'),
+    'export': ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'),
     'timm': ('timm',),
     'hf': ('huggingface_hub',),
+    'demo': ('gradio',),
 }
 EXTRA_OF = {package: extra for extra, packages in EXTRAS.items() for package in packages}
 

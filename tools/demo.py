@@ -4,6 +4,9 @@ Drop a picture, choose one of the models of the command line and a threshold; th
 masks or labels, the result as JSON, and for CONFIG,CHECKPOINT the attention of the backbone.
 """
 
+from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path
@@ -141,10 +144,8 @@ def main() -> None:
     args = parse_args()
     logging.disable(logging.WARNING)
     with usage_errors_exit():
-        try:
-            import gradio  # noqa: F401
-        except ImportError:
-            raise UsageError('gradio is missing: pip install "mmvitattn[demo]"') from None
+        import gradio  # noqa: F401  (missing: an error before the models are read)
+
         page = build_page(load_models(args))
     page.launch(server_name='127.0.0.1', server_port=args.port)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor
 
+from ..compat.engine import print_log
 from ..errors import CheckpointError
 
 # As in the names of torchvision and OpenMMLab: resnet50-0676ba61.pth; eight digits may be a date.

@@ -128,16 +128,17 @@ def _move_tensors(node: dict | list, device: str | torch.device) -> None:
 
 def _download(url: str) -> Path:
     """Downloads a URL to torch's cache; in a distributed run one process does so first."""
-    from mmengine import dist
-
+    dist = torch.distributed
+    parallel = dist.is_available() and dist.is_initialized()
+    is_first = not parallel or dist.get_rank() == 0
     path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
     for first in (True, False):
-        if dist.is_main_process() == first and not path.is_file():
+        if is_first == first and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name))
             except (URLError, OSError, RuntimeError) as error:  # RuntimeError: another SHA-256
                 raise CheckpointError(f'{url} cannot be downloaded: {error}') from None
-        if first:
+        if first and parallel:
             dist.barrier()
     return path

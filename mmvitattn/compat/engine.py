@@ -68,9 +68,9 @@ else:
 
         min = max = current = mean = None
 
-    def print_log(message: str, logger: str | None = None) -> None:
+    def print_log(message: str, logger: str | None = None, level: int = logging.INFO) -> None:
         """Logs a message; ``logger`` is for MMEngine's function."""
-        logging.getLogger('mmvitattn').info(message)
+        logging.getLogger('mmvitattn').log(level, message)
 
     root_registries = SimpleNamespace(
         **{

@@ -130,6 +130,8 @@ def test_a_tool_names_the_extra(run_code, root):
 
 def test_every_tool_imports_extras_first(root):
     for path in Path(root / 'tools').rglob('*.py'):
+        if path.name == 'run_onnx.py':  # needs no mmvitattn
+            continue
         first = re.search(r'^(import|from) .*$', path.read_text(), re.MULTILINE)[0]
         assert first.startswith('from mmvitattn import extras  # noqa'), path
 
