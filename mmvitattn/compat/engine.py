@@ -1,4 +1,4 @@
-"""What the backbones and checkpoints take from MMEngine, or little classes in its place.
+"""What the backbones and checkpoints take from MMEngine, or small classes in its place.
 
 With MMEngine, the names of this module are its own, so that the backbones are ``BaseModule``s in
 its registries. Without it they are plain PyTorch modules: ``init_cfg`` is refused, registries only

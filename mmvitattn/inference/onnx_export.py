@@ -47,6 +47,8 @@ class Exportable(nn.Module):
         self.detector = detector_outputs(model) if self.task == 'detection' else None
         self.batched = self.detector is None or self.detector.batched
         self.divisor = _pad_divisor(model, self.task)
+        if self.task == 'classification' and 'MultiLabel' in type(self.model.head).__name__:
+            raise UsageError('classifiers with several labels per image cannot be exported')
 
     def all_outputs(self, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The final outputs, and the raw ones that they are computed from, by name.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mmvitattn.errors import UsageError
+from mmvitattn.inference import predictors
 from mmvitattn.inference.build import build_predictor, check_device, dataset_meta, read_config
 
 TOOL = 'infer.py'
@@ -144,7 +145,7 @@ def test_class_names_come_from_checkpoint_or_config(tiny_config):
     assert dataset_meta(cfg, text)['classes'] == ['c']
 
 
-def test_cifar_pictures_are_given_as_the_data_set_gives_them(root):
+def test_cifar_pictures_are_given_as_the_data_set_gives_them(root, monkeypatch):
     """RGB of 32 x 32: no step of the pipeline would turn or resize them."""
     cfg = read_config(root / 'configs/sag_tiny_8xb92_cifar10.py')
     predictor = build_predictor(cfg, None)
@@ -154,6 +155,9 @@ def test_cifar_pictures_are_given_as_the_data_set_gives_them(root):
     assert packed['inputs'].shape == (3, 32, 32) and packed['inputs'][2].min() == 200
     assert (predictor.shown(packed)[..., 2] == 200).all()
     assert predictor.name(3) == 'cat'
+    monkeypatch.setattr(predictors, 'MAX_PIXELS', 1000)
+    with pytest.raises(ValueError, match='resize the image first'):
+        predictor.pack(image)
 
 
 def test_device():
