@@ -11,7 +11,8 @@ shift 2
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
 meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
-# Without c10d, restarted processes would find the addresses of the dead ones, and wait for them.
+# Restarted processes must not find the addresses of the dead ones: they get a store of their own.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 [ "${MAX_RESTARTS:-0}" -eq 0 ] || meeting=(--rdzv-backend=c10d --rdzv-endpoint="$address:$port")
 exec "${PYTHON:-python}" -m torch.distributed.run \
   --nnodes="${NNODES:-1}" "${meeting[@]}" \

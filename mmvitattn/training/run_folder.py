@@ -160,7 +160,7 @@ def tolerate_unwritable_logs() -> None:
     owners = ((Config, 'dump'), (LocalVisBackend, '_dump'), (BaseModule, '_dump_init_info'))
     for owner, name in owners:
         method = getattr(owner, name)
-        if not hasattr(method, '__wrapped__'):
+        if not hasattr(method, 'tolerant'):
             setattr(owner, name, _with_warning(method))
 
 
@@ -176,4 +176,5 @@ def _with_warning(write: Callable[..., Any]) -> Callable[..., Any]:
                 print(f'warning: logs cannot be written: {error}', file=sys.stderr)
             warned.append(True)
 
+    wrapped.tolerant = True  # type: ignore[attr-defined]
     return wrapped
