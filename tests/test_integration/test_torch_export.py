@@ -1,8 +1,4 @@
-"""torch.export with dynamic sizes, AOTInductor and torch.compile of a training step."""
-
-import shutil
-import subprocess
-import sys
+"""torch.export with dynamic sizes."""
 
 import pytest
 import torch
@@ -41,16 +37,6 @@ def build(name, **options):
     return cls(**own, **options)
 
 
-class Classifier(torch.nn.Module):
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-        self.fc = torch.nn.Linear(backbone.feature_info.channels()[-1], 10)
-
-    def forward(self, image):
-        return self.fc(self.backbone(image)[-1].mean((2, 3)))
-
-
 def largest_difference(actual, expected):
     assert [y.shape for y in actual] == [y.shape for y in expected]
     return max((a - e).abs().max() / e.abs().max() for a, e in zip(actual, expected, strict=True))
@@ -69,51 +55,6 @@ def test_export_is_valid_for_all_sizes(name):
         image = torch.rand(shape[0], 3, *shape[1:])
         with torch.no_grad():
             assert largest_difference(exported(image), model(image)) < 1e-5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', SMALL)
-def test_compiled_training_step(name):
-    """One graph for five sizes. The backend 'aot_eager' traces as the default one does."""
-    model, expected = (build(name, drop_path_rate=0.0).train() for _ in range(2))
-    torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend='aot_eager')
-    for i, size in enumerate(((96, 130), (161, 97), (224, 224), (130, 131), (288, 256))):
-        image = torch.rand(2, 3, *size)
-        with torch._dynamo.config.patch(error_on_recompile=i > 0):
-            outputs = compiled(image)
-        sum(y.square().mean() for y in outputs).backward()
-        reference = expected(image)
-        sum(y.square().mean() for y in reference).backward()
-        assert largest_difference(outputs, reference) < 1e-4
-    pairs = zip(model.named_parameters(), expected.parameters(), strict=True)
-    for (parameter, own), other in pairs:
-        error = (own.grad - other.grad).abs().max()
-        assert error < 1e-3 * other.grad.abs().max() + 1e-6, parameter
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which('g++') is None, reason='AOTInductor needs a C++ compiler')
-def test_aot_inductor_package(tmp_path):
-    """A classifier in deploy form, compiled ahead of time and run in another process."""
-    backbone = build('linglo', out_indices=-1).eval()
-    backbone.switch_to_deploy()
-    model = Classifier(backbone)
-    image = torch.rand(2, 3, 64, 96)
-    with torch.no_grad():
-        expected = model(image)
-        program = torch.export.export(model, (image,), dynamic_shapes=({0: Dim('batch', max=64)},))
-        package = tmp_path / 'classifier.pt2'
-        torch._inductor.aoti_compile_and_package(program, package_path=str(package))
-    torch.save(image, tmp_path / 'image.pt')
-    code = (
-        'import torch; model = torch._inductor.aoti_load_package("classifier.pt2");'
-        'image = torch.load("image.pt"); torch.save((model(image), model(image[:1])), "y.pt")'
-    )
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, check=True)
-    both, first = torch.load(tmp_path / 'y.pt')
-    torch.testing.assert_close(both, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first, expected[:1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
