@@ -1,5 +1,5 @@
-# Not in the paper: mmdet's Cascade Mask R-CNN (cascade-mask-rcnn_r50_fpn_1x_coco.py), with its recipe
-# for Mask R-CNN with Swin.
+# Not in the paper: mmdet's Cascade Mask R-CNN (cascade-mask-rcnn_r50_fpn_1x_coco.py), with its
+# recipe for Mask R-CNN with Swin.
 _base_ = [
     '_base_/models/cascade_mask_rcnn_fpn.py',
     '_base_/datasets/coco_instance.py',

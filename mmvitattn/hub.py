@@ -2,7 +2,7 @@
 
 A wheel contains them in ``mmvitattn/.mim``, like the OpenMMLab packages; a clone in the folder of
 the package. ``mmengine.hub.get_config('mmvitattn::demo/linglo_b0_shapes.py')`` reads those of a
-wheel, but only configs in a subfolder; :func:`get_config` reads all.
+wheel, but requires a folder in the name; :func:`get_config` reads all.
 """
 
 from pathlib import Path

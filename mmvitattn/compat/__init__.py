@@ -2,8 +2,8 @@
 
 mmcv-lite, and the pure Python wheel of onedl-mmcv, lack the extension module ``mmcv._ext``, so that
 ``import mmcv.ops`` and ``import mmdet`` fail. :func:`install` adds an import hook that provides the
-module: with the ops that common detectors need, computed by torchvision and PyTorch, and for every other op a
-function that raises a clear error when it is called.
+module: with the ops that common detectors need, computed by torchvision and PyTorch, and for every
+other op a function that raises a clear error when it is called.
 
 The hook is the last in ``sys.meta_path``, so existing compiled ops have precedence. mmdet binds
 mmcv's ops at import: call :func:`install` before importing mmdet.

@@ -70,7 +70,8 @@ def softnms(
     Returns:
         (K,) int64 indices of the kept boxes, in order of selection.
     """
-    rest, scores, kept = torch.arange(len(boxes)), scores.clone(), []
+    rest, scores = torch.arange(len(boxes)), scores.clone()
+    kept: list[Tensor] = []
     sizes = boxes[:, 2:] - boxes[:, :2] + offset
     while len(rest):
         best = rest[scores[rest].argmax()]

@@ -130,7 +130,8 @@ class WindowAttention(nn.Module):
         least = torch.full_like(bias[:1, :1, :1], torch.finfo(bias.dtype).min)
         mask = torch.where(outside, least, bias).expand(batch, -1, -1, -1)
         mask = mask.flatten().view(-1, area * area).view(-1, 1, area, area)
-        y = F.scaled_dot_product_attention(*qkv.chunk(3, dim=-1), attn_mask=mask)
+        query, key, value = qkv.chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
         y = y.flatten().view(batch, h, -1, channels // h).transpose(1, 2).flatten(2)
         index = torch.arange(height * width, device=x.device)

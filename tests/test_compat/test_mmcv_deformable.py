@@ -1,4 +1,4 @@
-"""Deformable attention and convolutions, and pooling, called as mmcv's autograd functions call them.
+"""Deformable attention and convolutions, RoI pooling and soft-NMS, called as mmcv calls them.
 
 References: mmcv's own deformable attention in PyTorch, torchvision's autograd, plain convolutions,
 and loops written from the definitions.

@@ -112,3 +112,56 @@ def test_a_config_may_inherit_the_schedules_and_hooks(installed, tmp_path):
     )
     done = python(installed, '-c', code, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == '0.0001', done.stderr
+
+
+INHERIT = """
+_base_ = str(__import__('mmvitattn.hub').hub.config_path('{name}'))
+train_cfg = dict(max_epochs=3)
+"""
+TOOLBOX = """
+import runpy, sys
+import mmdet
+assert 'mmvitattn' not in sys.modules
+sys.argv = ['print_config.py', 'mine.py']
+runpy.run_path(mmdet.__path__[0] + '/.mim/tools/misc/print_config.py', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize(
+    'name', ['retinanet_linglo_b2_fpn_1x_coco', 'demo/retinanet_linglo_b0_fpn_shapes']
+)
+def test_a_config_inherits_any_of_ours_in_the_script_of_a_toolbox(installed, tmp_path, name):
+    (tmp_path / 'mine.py').write_text(INHERIT.format(name=name))
+    done = python(installed, '-c', TOOLBOX, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for line in ("type='mmvitattn.LinGlo'", 'max_epochs=3', "type='RetinaNet'"):
+        assert line in done.stdout
+    assert '_scope_' not in done.stdout  # with which mmdet's detector would not be found
+
+
+def test_a_config_inherits_one_of_a_toolbox_with_our_backbone(installed, tmp_path):
+    bases = {
+        "'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'": 'mmdet',
+        "__import__('mmseg').__path__[0] + '/.mim/configs/_base_/models/fpn_r50.py'": 'mmseg',
+    }
+    for base, toolbox in bases.items():
+        (tmp_path / f'{toolbox}_config.py').write_text(
+            f"_base_ = {base}\nmodel = dict(backbone=dict(_delete_=True, type='mmvitattn.LinGlo'))"
+        )
+        code = (
+            'from mmengine.config import Config;'
+            f"print(Config.fromfile('{toolbox}_config.py').model.backbone.type)"
+        )
+        done = python(installed, '-c', code, cwd=tmp_path)
+        assert done.stdout.splitlines()[-1:] == ['mmvitattn.LinGlo'], done.stderr
+
+
+def test_the_hub_of_mmengine_reads_flat_configs(installed, tmp_path):
+    code = (
+        'import mmengine.hub; from mmvitattn import hub;'
+        'flat = [name for name in hub.list_configs() if "/" not in name];'
+        'assert len(flat) > 50;'
+        '[mmengine.hub.get_config(f"mmvitattn::_base_/../{name}.py") for name in flat[::20]]'
+    )
+    done = python(installed, '-c', code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

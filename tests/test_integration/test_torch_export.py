@@ -1,4 +1,4 @@
-"""torch.export with dynamic sizes, AOTInductor and torch.compile of a training step."""
+"""torch.export with dynamic sizes."""
 
 import pytest
 import torch
