@@ -118,7 +118,10 @@ def parameter_options(cfg):
         assert group['weight_decay'] in (0, base.weight_decay)
         for parameter in group['params']:
             name = names.pop(id(parameter))
-            kinds[group['weight_decay'] == 0].add(kind_of(model, name))
+            kind = kind_of(model, name)
+            if cfg.model.type == 'Mask2Former' and kind == 'norm' and name.startswith('backbone.'):
+                kind = 'backbone norm'  # mmdet's recipe for ResNet-50 lets these decay
+            kinds[group['weight_decay'] == 0].add(kind)
             factors.setdefault(name.split('.')[0], set()).add(number(group['lr'] / base.lr))
     assert not names, 'parameters that the optimizer lacks'
     assert not kinds[True] & kinds[False]

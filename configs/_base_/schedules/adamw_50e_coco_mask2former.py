@@ -1,5 +1,5 @@
 # mmdet's recipe for Mask2Former in 50 epochs, 368,750 iterations of batch 16: AdamW 1e-4, a tenth
-# of it for the backbone, weight decay 0.05 except for norms and embeddings, gradient norm clipped
+# of it for the backbone, weight decay 0.05 except for norms and embeddings of the head, clipping
 # at 0.01. Evaluated every 5,000 iterations and after the last.
 _base_ = ['./adamw.py']
 no_decay = dict(decay_mult=0.0)
