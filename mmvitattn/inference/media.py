@@ -108,7 +108,8 @@ def read_image(path: Path) -> np.ndarray:
             file.load()
         del file  # the pixels of a large image, which are read again
     except Image.UnidentifiedImageError:
-        pass  # a format that OpenCV may know
+        # OpenCV might read it, but allocates what a damaged header states.
+        raise UnreadableError(f'{path}: not an image that can be read') from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableError(f'{path}: {error}') from None
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
