@@ -171,9 +171,11 @@ def test_missing_checkpoints(tool, coco):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_amp_needs_a_gpu(tool, coco):
-    with pytest.raises(UsageError, match='--amp needs a GPU'):
-        tool('train', DETECTOR, '--data-root', coco, '--amp')
+def test_amp_on_cpus_is_bfloat16(tool, coco):
+    options = (DETECTOR, '--data-root', coco, '--from-scratch', '--amp')
+    assert tool('train', *options).optim_wrapper.type == 'mmvitattn.CPUAmpOptimWrapper'
+    with pytest.raises(UsageError, match="dtype='float16' needs a GPU"):
+        tool('train', *options, '--cfg-options', 'optim_wrapper.dtype=float16')
 
 
 def test_auto_scale_lr(tool, coco):
