@@ -12,6 +12,7 @@ comma := ,
 # torch and torchvision come together, from one index: wheels of different ones do not fit.
 TORCH_onedl := torch==2.14.1 torchvision==0.29.1
 TORCH_openmmlab := torch==2.1.2 torchvision==0.16.2
+TORCH_none := $(TORCH_onedl)
 TORCH ?= $(TORCH_$(STACK))
 
 # Libraries of the tests that do not work with torch 2.1: see pyproject.toml.
@@ -24,6 +25,14 @@ MYPY := $(if $(filter onedl,$(STACK)),$(BIN)/mypy)
 # one that is used.
 INSTALLED := $(VENV)/installed$(subst /,-,$(CURDIR))
 
+# $(call CHECK,STACKS): an error for another stack, or for a Python that the stack cannot use.
+define CHECK
+@test -n '$(filter $(1),$(STACK))' || { echo 'error: STACK=$(STACK): choose one of: $(1)'; exit 2; }
+@$(PYTHON) -c 'import sys; stack = "$(STACK)"; v = sys.version_info[:2]; \
+  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
+  sys.exit(f"error: STACK={stack} cannot use Python {v[0]}.{v[1]}; set PYTHON=python3.11" if bad else 0)'
+endef
+
 DEMO := configs/demo/retinanet_linglo_b0_fpn_shapes.py
 DEMO_DIR ?= work_dirs/demo
 # Each time into a folder of its own, as MMEngine's logs: nothing is written over.
@@ -34,26 +43,32 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # A run of its own: Triton decides at import whether its interpreter runs the kernels.
 TRITON_TESTS := TRITON_INTERPRET=1 $(PYTEST) --dist load tests/test_ops/test_triton_kernels.py
 
-.PHONY: help install demo test test-slow campaign lint format docs
+.PHONY: help install smoke demo test test-slow campaign lint format docs
 
 help:
 	@echo 'make demo   train, evaluate and draw a detector on the embedded data set'
 	@echo 'make test   lint, types and the test suite; make test-slow  the long tests'
 	@echo 'make campaign  mutated files and killed processes, up to 15 minutes'
+	@echo 'make smoke  install into a temporary environment, one training step; also with STACK=none'
 	@echo 'make docs   the documentation as HTML, with an API reference, in build/docs'
 	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py Makefile
-	@test -n '$(TORCH_$(STACK))' || { echo 'error: STACK=$(STACK): choose onedl or openmmlab'; exit 2; }
-	@$(PYTHON) -c 'import sys; stack = "$(STACK)"; v = sys.version_info[:2]; \
-	  bad = v < (3, 10) or (stack == "openmmlab" and v > (3, 11)); \
-	  sys.exit(f"error: STACK={stack} cannot use Python {v[0]}.{v[1]}; set PYTHON=python3.11" if bad else 0)'
+	$(call CHECK,onedl openmmlab)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --no-compile $(TORCH)
 	$(BIN)/python -m pip install --no-compile -e '.[$(STACK),dev$(INTEROP)]'
 	@rm -f $(VENV)/installed* && touch $@
+
+# docs/install.md lists what passed. The environment takes up to 7 GB in $TMPDIR and is removed.
+smoke:
+	$(call CHECK,onedl openmmlab none)
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	  $(PYTHON) -m venv "$$folder"; pip="$$folder/bin/python -m pip install --quiet --no-compile"; \
+	  $$pip $(TORCH); $$pip -e '.$(patsubst %,[%],$(filter-out none,$(STACK)))'; \
+	  "$$folder/bin/python" -I tests/smoke.py
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/prepare_data.py shapes
