@@ -18,7 +18,7 @@ def remainder(size: int, multiple: int) -> int:
 
 def pad_to_stride(x: Tensor, stride: int) -> Tensor:
     """Pads (B, H, W, C) with zeros on the right and the bottom to a multiple of the stride."""
-    bottom, right = (remainder(n, stride) for n in x.shape[1:3])
+    bottom, right = remainder(x.shape[1], stride), remainder(x.shape[2], stride)
     if is_exporting() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
