@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -77,7 +78,11 @@ class KillHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration:
-            (os.kill if self.number == signal.SIGKILL else os.killpg)(os.getpid(), self.number)
+            if self.number == signal.SIGKILL:
+                os.kill(os.getpid(), signal.SIGKILL)
+            # as a scheduler: from another process, to all processes of the job
+            command = ['kill', f'-{int(self.number)}', '--', f'-{os.getpid()}']
+            subprocess.run(command, start_new_session=True, check=True)
 
 
 class SmallDiskHook(Hook):
