@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmvitattn.__main__ import find_tools
 
@@ -18,6 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def root():
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random weights, images and dropped paths in each run and order of the tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
