@@ -54,12 +54,17 @@ def _data_remedy(cfg: Mapping) -> list[str]:
     ]
 
 
+def inner_datasets(dataset: Mapping) -> list[Mapping]:
+    """Configs of the data sets inside a wrapper such as ``RepeatDataset``; none for others."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets') or []
+    return [part for part in inner if isinstance(part, Mapping)]
+
+
 def _dataset_paths(dataset: Mapping) -> Iterator[Path]:
     """Paths that a data set, or those inside a wrapper, will read."""
-    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
-    if inner is not None:
-        for part in inner:
-            yield from _dataset_paths(part)
+    if inner := inner_datasets(dataset):
+        for wrapped in inner:
+            yield from _dataset_paths(wrapped)
         return
     root = Path(dataset.get('data_root') or '.')
     prefix = dataset.get('data_prefix') or ''

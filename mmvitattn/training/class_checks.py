@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UsageError
+from .checks import inner_datasets
 from .label_checks import check_labels, check_masks
 
 NAMED = 6  # classes in a message
@@ -43,10 +44,8 @@ def check_class_names(cfg: Mapping, splits: Iterable[str]) -> None:
 def _configs(dataset: Mapping) -> Iterator[Mapping]:
     """A data set's config, and those of the data sets inside it."""
     yield dataset
-    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets') or []
-    for part in inner:
-        if isinstance(part, Mapping):
-            yield from _configs(part)
+    for part in inner_datasets(dataset):
+        yield from _configs(part)
 
 
 def _class_settings(dataset: Mapping) -> Iterator[tuple[str, Any]]:

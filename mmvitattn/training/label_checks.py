@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..datasets.layouts import IMAGE_SUFFIXES
+from ..datasets.layouts import IMAGE_SUFFIXES, MASKS_READ
 from ..errors import UsageError
 
-MASKS_READ = 20  # for each data set
 LABELS_READ = 10_000
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from ..layers import KeyOnlyAttention
+from ..ops.key_only.plain import saliency_weights
 from ..registry import HOOKS
 
 STATISTICS = ('contrast', 'gated', 'gradient')
@@ -105,16 +106,16 @@ def describe(layer: KeyOnlyAttention, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.flatten(1, -2).float()
-        linear = {
-            name: F.linear(x, module.weight.float(), _float(module.bias))
-            for name, module in (('key', layer.key), ('value', layer.value))
-        }
-        weights = layer.attention_weights(x.to(layer.key.weight.dtype)).float()
-        keys = linear['key'].unflatten(-1, layer.saliency.shape)
+        keys, values = (
+            F.linear(x, module.weight.float(), _float(module.bias))
+            for module in (layer.key, layer.value)
+        )
+        keys = keys.unflatten(-1, layer.saliency.shape)
+        weights = saliency_weights(keys, layer.saliency)
         context = torch.einsum('bhn,bnhd->bhd', weights, keys).flatten(1)
-        gated = F.linear(linear['value'] * context[:, None], layer.gate.weight.float())
+        gated = F.linear(values * context[:, None], layer.gate.weight.float())
         contrast = (weights * weights.shape[-1]).std(dim=-1, unbiased=False).mean()
-        return contrast, _size(gated) / _size(linear['key'])
+        return contrast, _size(gated) / _size(keys)
 
 
 def _float(bias: Tensor | None) -> Tensor | None:

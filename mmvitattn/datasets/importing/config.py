@@ -3,6 +3,7 @@
 from pathlib import Path
 from textwrap import fill
 
+from ..layouts import IMAGE_SUFFIXES
 from .recipe import Backbone, Schedule, box_statistics, choose_anchors, picture_side, schedule
 from .records import OwnData
 from .writing import mask_picture_suffix
@@ -116,7 +117,6 @@ def _detector(data: OwnData, root: str, configs: str, backbone: Backbone, device
     anchors = choose_anchors(boxes, strides)
     plan = schedule(data, device, boxes.side)
     width, convs = (64, 2) if device == 'cpu' else (256, 4)
-    workers = 2 if device == 'cpu' else 8
     header = _header(
         data,
         device,
@@ -205,7 +205,7 @@ tta_pipeline = [
 ]
 train_dataloader = dict(
     batch_size={plan.batch},
-    num_workers={workers},
+    num_workers={plan.workers},
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -214,7 +214,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    num_workers={workers},
+    num_workers={plan.workers},
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
@@ -234,7 +234,7 @@ def _segmenter(data: OwnData, root: str, configs: str, backbone: Backbone, devic
     side = picture_side(data, device)
     plan = schedule(data, device, side)
     width = 64 if device == 'cpu' else 256
-    levels, workers = len(backbone.strides), 2 if device == 'cpu' else 8
+    levels = len(backbone.strides)
     header = _header(
         data,
         device,
@@ -310,11 +310,11 @@ pictures = dict(
 )
 train_dataloader = dict(
     batch_size={plan.batch},
-    num_workers={workers},
+    num_workers={plan.workers},
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
     dataset=dict(pictures, pipeline=train_pipeline),
 )
-val_dataloader = dict(num_workers={workers}, dataset=dict(pictures, pipeline=test_pipeline))
+val_dataloader = dict(num_workers={plan.workers}, dataset=dict(pictures, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 {_schedule(plan, 'mIoU')}log_processor = dict(by_epoch=True)
 """
@@ -323,7 +323,6 @@ test_dataloader = val_dataloader
 def _classifier(data: OwnData, root: str, configs: str, backbone: Backbone, device: str) -> str:
     side = picture_side(data, device)
     plan = schedule(data, device, side)
-    workers = 2 if device == 'cpu' else 8
     header = _header(
         data,
         device,
@@ -371,23 +370,20 @@ folder = dict(
     type='CustomDataset',
     data_root=data_root,
     metainfo=metainfo,
-    extensions={_EXTENSIONS!r},
+    extensions={tuple(sorted(IMAGE_SUFFIXES))!r},
 )
 train_dataloader = dict(
     batch_size={plan.batch},
-    num_workers={workers},
+    num_workers={plan.workers},
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
     dataset=dict(folder, data_prefix='train', pipeline=train_pipeline),
 )
 val_dataloader = dict(
     batch_size={plan.batch},
-    num_workers={workers},
+    num_workers={plan.workers},
     dataset=dict(folder, data_prefix='val', pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1,))
 test_evaluator = val_evaluator
 {_schedule(plan, 'accuracy/top1')}"""
-
-
-_EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

@@ -16,6 +16,7 @@ OTHER_SIDES = dict(cpu=(128, 160, 224, 256), cuda=(224, 256, 384, 512))
 PASSES = dict(cpu=9_000, cuda=60_000)
 EPOCHS = dict(cpu=(12, 80), cuda=(24, 300))
 BATCH = dict(cpu=4, cuda=16)
+WORKERS = dict(cpu=2, cuda=8)
 LEARNING_RATE = 2e-3 / 8  # for each picture of a batch, as in configs/demo
 SMALLEST_ANCHOR = (16, 32)  # pixels
 
@@ -47,6 +48,7 @@ class Schedule:
     warm_up: int  # steps
     interval: int  # epochs between two evaluations
     learning_rate: float
+    workers: int  # processes that load data
 
 
 def schedule(data: OwnData, device: str, side: int) -> Schedule:
@@ -65,7 +67,8 @@ def schedule(data: OwnData, device: str, side: int) -> Schedule:
     interval = max(1, epochs // 8)
     epochs = math.ceil(epochs / interval) * interval  # the last epoch is evaluated
     steps = epochs * math.ceil(pictures / batch)
-    return Schedule(batch, epochs, steps, min(200, steps // 5), interval, LEARNING_RATE * batch)
+    warm_up, rate = min(200, steps // 5), LEARNING_RATE * batch
+    return Schedule(batch, epochs, steps, warm_up, interval, rate, WORKERS[device])
 
 
 @dataclass(frozen=True)
