@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmvitattn.ops import explain, force, learned_query_attention, learned_query_scores
+from mmvitattn.ops.dispatch import chosen
 from mmvitattn.ops.learned_query.convolution import MAX_SPREAD
 from mmvitattn.ops.reference import learned_query_attention as reference
 
@@ -163,6 +164,24 @@ def test_half_precision_is_finite(dtype, bound):
         assert leaf.grad.dtype == dtype and leaf.grad.isfinite().all()
     expected = reference(*(t.double() for t in leaves), 3, 2)
     assert relative_difference(output.double(), expected) < 2e-2
+
+
+def test_half_precision_values_keep_the_convolution():
+    """As under autocast: scores in float32, values in bfloat16, sums in float32."""
+    scores, values, *tables = (t.float() for t in make_arguments(9, 7, 5))
+    arguments = (scores, values.bfloat16(), *tables)
+    assert chosen('learned_query_attention', *arguments, 5, 1) == 'convolution'
+    leaves = [t.detach().requires_grad_() for t in arguments]
+    output = learned_query_attention(*leaves, 5, 1)
+    exact = [t.detach().double().requires_grad_() for t in arguments]
+    expected = reference(*exact, 5, 1)
+    assert relative_difference(output.double(), expected) < 4e-3  # half a unit of bfloat16
+    for actual, correct in zip(
+        torch.autograd.grad(output.float().square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), exact),
+        strict=True,
+    ):
+        assert relative_difference(actual.double(), correct) < 1e-2
 
 
 def test_scores_are_those_of_projected_keys_and_queries():

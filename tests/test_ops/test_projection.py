@@ -53,4 +53,20 @@ def test_frozen_inputs_and_weights_get_no_gradient():
 def test_autocast_lowers_the_precision_as_for_a_linear_map(project):
     x, weight = (t.detach().float() for t in make_arguments())
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert project(x, weight).dtype == F.linear(x, weight).dtype == torch.bfloat16
+        y, expected = project(x, weight), F.linear(x, weight)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize('project', [project_in, project_out])
+def test_autocast_keeps_layout_and_gradients(project):
+    x, weight = (t.detach().float().requires_grad_() for t in make_arguments())
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = project(x, weight)
+    if project is project_in:
+        assert y.permute(0, 3, 1, 2).is_contiguous()
+    grads = torch.autograd.grad(y.float().square().sum(), (x, weight))
+    expected = torch.autograd.grad(F.linear(x, weight).square().sum(), (x, weight))
+    for grad, e in zip(grads, expected, strict=True):
+        assert grad.dtype == torch.float32
+        assert (grad - e).norm() < 2e-2 * e.norm()

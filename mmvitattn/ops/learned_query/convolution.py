@@ -42,8 +42,6 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
         return 'checking the spread of the scores would have to wait for the device'
     if is_compiling() or is_exporting():
         return 'checking the spread of the scores would break the graph'
-    if inputs.values.dtype != scores.dtype:
-        return 'it needs full precision'
     if scores.numel() == 0:
         return 'the input is empty'
     with torch.no_grad():
@@ -56,7 +54,8 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
 def run(inputs: 'LearnedQueryInputs') -> Tensor:
     """See :func:`mmvitattn.ops.learned_query_attention`."""
     scores, values, bias, scale, _, stride = inputs
-    maps = (x.permute(0, 3, 4, 1, 2).contiguous() for x in (scores, values))
+    # The sums are in the precision of the scores: PyTorch's bfloat16 convolutions are slower.
+    maps = (x.permute(0, 3, 4, 1, 2).to(scores.dtype).contiguous() for x in (scores, values))
     return _RatioOfConvolutions.apply(*maps, bias, scale, stride).permute(0, 3, 4, 1, 2)
 
 
@@ -177,8 +176,10 @@ def project_in(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, H, W, C').
     """
-    if not _changes_layout(x, weight):
+    operands = _operands(x, weight)
+    if operands is None:
         return F.linear(x, weight)
+    x, weight = operands
     maps = _Project.apply(x.flatten(1, 2), weight, True)
     return maps.unflatten(2, x.shape[1:3]).permute(0, 2, 3, 1)
 
@@ -193,20 +194,22 @@ def project_out(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (B, H, W, C'), contiguous.
     """
-    if not _changes_layout(x, weight):
+    operands = _operands(x, weight)
+    if operands is None:
         return F.linear(x, weight)
+    x, weight = operands
     y = _Project.apply(x.permute(0, 3, 1, 2).flatten(2), weight, False)
     return y.unflatten(1, x.shape[1:3])
 
 
-def _changes_layout(x: Tensor, weight: Tensor) -> bool:
-    eager = not (is_compiling() or is_exporting())
-    return (
-        eager
-        and x.device.type == 'cpu'
-        and x.dtype == weight.dtype
-        and not torch.is_autocast_cpu_enabled()
-    )
+def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The operands, as autocast would convert them, or ``None`` to leave the product to PyTorch."""
+    if is_compiling() or is_exporting() or x.device.type != 'cpu':
+        return None
+    if torch.is_autocast_cpu_enabled():
+        dtype = torch.get_autocast_cpu_dtype()
+        x, weight = x.to(dtype), weight.to(dtype)
+    return (x, weight) if x.dtype == weight.dtype else None
 
 
 class _Project(torch.autograd.Function):
