@@ -37,8 +37,6 @@ DEMO := configs/demo/retinanet_linglo_b0_fpn_shapes.py
 DEMO_DIR ?= work_dirs/demo
 # Each time into a folder of its own, as MMEngine's logs: nothing is written over.
 RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
-# Keeps glibc from handing large buffers back to the system after each use.
-KEEP_BUFFERS := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # A run of its own: Triton decides at import whether its interpreter runs the kernels.
 TRITON_TESTS := TRITON_INTERPRET=1 $(PYTEST) --dist load tests/test_ops/test_triton_kernels.py
@@ -72,7 +70,7 @@ smoke:
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/prepare_data.py shapes
-	$(KEEP_BUFFERS) $(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
+	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
 	@mkdir -p $(RESULTS)
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 	  --work-dir $(DEMO_DIR)/test --show-dir $(RESULTS)/pictures | tee $(RESULTS)/test.txt

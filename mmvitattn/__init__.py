@@ -8,7 +8,7 @@ ImportError, which MMEngine would swallow and report as "not in the registry".
 import importlib.util
 import warnings
 
-from . import compat
+from . import compat, process
 from .version import __version__
 
 __all__ = ['__version__', 'build_backbone', 'has_mm_stack', 'list_backbones']
@@ -19,6 +19,7 @@ def has_mm_stack() -> bool:
     return importlib.util.find_spec('mmengine') is not None
 
 
+process.prepare_tool()  # before torch is imported
 compat.install()
 try:
     from .zoo import build_backbone, list_backbones  # registers the backbones

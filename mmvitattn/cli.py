@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 
+from . import process
 from .checkpoint.writing import check_destination, save_atomically
 from .errors import UsageError
 from .training.checks import replace_data_root
@@ -152,4 +153,6 @@ def start_processes(cfg: Config) -> None:
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
     """Builds MMEngine's runner, or the one that ``runner_type`` names."""
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.logger.info(process.describe())
+    return runner

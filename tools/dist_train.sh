@@ -11,6 +11,8 @@ shift 2
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
 meeting=(--node_rank="${NODE_RANK:-0}" --master_addr="$address" --master_port="$port")
+# torchrun would give each process one thread; on CPUs that leaves cores idle.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + processes - 1) / processes))}"
 # Restarted processes must not find the addresses of the dead ones: they get a store of their own.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 [ "${MAX_RESTARTS:-0}" -eq 0 ] || meeting=(--rdzv-backend=c10d --rdzv-endpoint="$address:$port")

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner
 
 import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where it has none)
 from mmvitattn import cli
@@ -117,7 +116,7 @@ def main() -> None:
         cfg, checkpoints = prepare(args)
         use_safe_loading(args.trust_checkpoint, checkpoints)
         cli.start_processes(cfg)
-        Runner.from_cfg(cfg).test()
+        cli.build_runner(cfg).test()
     if args.show_dir and is_main_process():
         write_overview(Path(args.show_dir))
 

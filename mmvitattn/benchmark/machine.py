@@ -22,13 +22,11 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
+from ..process import mallopt
 from . import Unavailable
 
 ANOTHER_WARM_UP = 2.0  # seconds; slower calls are warm after one
-# glibc's mallopt(3): parameter numbers, and values that keep or return freed memory.
-_PARAMETERS = {'TRIM_THRESHOLD': -1, 'TOP_PAD': -2, 'MMAP_THRESHOLD': -3, 'MMAP_MAX': -4}
-KEEP_FREED = {'MMAP_MAX': 0, 'TRIM_THRESHOLD': -1, 'TOP_PAD': 1 << 28}
-_RETURN_FREED = {
+_RETURN_FREED = {  # values of glibc's mallopt(3)
     **{'MMAP_THRESHOLD': 1 << 16, 'MMAP_MAX': 1 << 30},
     **{'TOP_PAD': 0, 'TRIM_THRESHOLD': 1 << 17},
 }
@@ -42,28 +40,17 @@ def default_threads() -> int:
     return int(value) if value.isdigit() and int(value) else len(os.sched_getaffinity(0))
 
 
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory from now on, for timing."""
-    for name, value in KEEP_FREED.items():
-        _libc('mallopt', _PARAMETERS[name], value)
-
-
 def return_freed_memory() -> None:
     """Makes glibc return memory as soon as it is freed, for buffers of 64 KiB and more."""
-    for name, value in _RETURN_FREED.items():
-        _libc('mallopt', _PARAMETERS[name], value)
+    mallopt(_RETURN_FREED)
     trim()
 
 
 def trim() -> None:
     """Returns the freed memory that glibc still holds to the system."""
-    _libc('malloc_trim', 0)
-
-
-def _libc(function: str, *args: int) -> None:
     libc = ctypes.CDLL(None)
-    if hasattr(libc, function):  # only glibc has these
-        getattr(libc, function)(*args)
+    if hasattr(libc, 'malloc_trim'):  # only glibc has it
+        libc.malloc_trim(0)
 
 
 def peak_on_cpu(call: Callable[[], object]) -> int | None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ..process import KEEP_FREED, mallopt
 from . import BACKWARD, Case, Group, Unavailable, machine
 from .models import CONTESTANTS
 
@@ -166,7 +167,7 @@ def run(groups: Sequence[Group], options: Options) -> list[Measurement]:
         for measurements, group, case in tqdm(cases, desc='peak memory', unit='case'):
             _measure_memory(measurements, group, case, options)
     torch.set_num_threads(options.threads)  # no thread may start before the last child has
-    machine.keep_freed_memory()
+    mallopt(KEEP_FREED)
     for measurements, group, case in tqdm(cases, desc='time', unit='case'):
         _measure_time(measurements, group, case, options)
         machine.trim()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..process import KEEP_FREED
 from . import FORWARD, MODES, Group, machine
 from .measure import Measurement, Options, quartiles
 from .models import CONTESTANTS
@@ -43,7 +44,7 @@ def conditions(options: Options, rates: Rates) -> dict[str, Any]:
         'threads': options.threads,
         'torch': torch.__version__,
         'python': platform.python_version(),
-        'allocator': machine.KEEP_FREED,
+        'allocator': KEEP_FREED,
         'seconds_per_case': options.seconds,
         'rounds': options.rounds,
         'rates': dict(rates),

@@ -160,6 +160,7 @@ def test_peak_memory_is_what_is_alive_at_once(run_code):
 FAULTS_SCRIPT = """
 import resource, torch
 from mmvitattn.benchmark import machine
+from mmvitattn.process import KEEP_FREED, mallopt
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -168,7 +169,7 @@ def faults():
 
 machine.return_freed_memory()
 print(min(faults() for _ in range(6)))
-machine.keep_freed_memory()
+mallopt(KEEP_FREED)
 print(min(faults() for _ in range(6)))  # the first ones extend the heap
 """
 
