@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dispatch import is_compiling, is_exporting
+from ..ops.dispatch import is_traced
 from .init import trunc_normal_
 
 TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
@@ -58,7 +58,7 @@ class FFN(nn.Module):
         unknown_reach = self.position is not None and not hasattr(self.position, 'reach')
         if self.training or torch.is_grad_enabled() or self.gate is not None or unknown_reach:
             return False
-        if is_compiling() or is_exporting() or torch.is_autocast_cpu_enabled():
+        if is_traced() or torch.is_autocast_cpu_enabled():
             return False
         hidden_values = x[..., 0].numel() * self.fc1.out_features
         return x.device.type == 'cpu' and hidden_values > 2 * TILE
@@ -102,7 +102,7 @@ class TanhGELU(nn.GELU):
     def forward(self, x: Tensor) -> Tensor:
         """Maps any shape to the same."""
         plain = x.requires_grad and torch.is_grad_enabled()
-        plain = plain or is_compiling() or is_exporting() or x.device.type != 'cpu'
+        plain = plain or is_traced() or x.device.type != 'cpu'
         if plain or x.dtype not in (torch.float32, torch.float64):
             return F.gelu(x, approximate='tanh')
         # The square may overflow: then the sigmoid is 0 or 1, as it should be.

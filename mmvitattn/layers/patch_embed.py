@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops.dispatch import is_exporting
+from ..ops.dispatch import is_traced
 from .embed import ConvEmbed
 from .init import trunc_normal_
 
@@ -19,7 +19,7 @@ def remainder(size: int, multiple: int) -> int:
 def pad_to_stride(x: Tensor, stride: int) -> Tensor:
     """Pads (B, H, W, C) with zeros on the right and the bottom to a multiple of the stride."""
     bottom, right = remainder(x.shape[1], stride), remainder(x.shape[2], stride)
-    if is_exporting() or bottom or right:
+    if is_traced() or bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
     return x
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dispatch import is_exporting, precise_dtype
+from ..ops.dispatch import is_traced, precise_dtype
 
 
 class PositionTable(nn.Module):
@@ -56,7 +56,7 @@ def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
     Returns:
         (..., H', W', C) in the table's dtype; the table itself if it already has this size.
     """
-    if is_exporting():
+    if is_traced():
         return _resize_by_products(table, size)
     if table.shape[-3:-1] == tuple(size):
         return table

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dispatch import is_exporting
+from ..ops.dispatch import is_exporting, is_traced
 from .init import lecun_normal_
 
 
@@ -68,24 +68,29 @@ class WindowAttention(nn.Module):
             return self._forward_for_export(x)
         batch, height, width, channels = x.shape
         w = self.window_size
-        pad_bottom, pad_right = -height % w, -width % w
+        rows, columns = (height - 1) // w + 1, (width - 1) // w + 1
+        pad_bottom, pad_right = rows * w - height, columns * w - width
         x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
-        rows, columns = x.shape[1] // w, x.shape[2] // w
         windows = x.view(batch, rows, w, columns, w, channels).transpose(2, 3)
         # The 3d outputs of a head are contiguous, as in the official release.
-        qkv = self.qkv(windows).reshape(-1, w * w, self.num_heads, 3 * channels // self.num_heads)
+        qkv = self.qkv(windows).reshape(
+            batch * rows * columns, w * w, self.num_heads, 3 * channels // self.num_heads
+        )
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)  # (B * windows, h, w*w, d)
 
         mask = self._bias(query)
-        if pad_bottom or pad_right:
+        if is_traced() or pad_bottom or pad_right:
             mask = self._mask_padding(mask, height, width, rows, columns)  # (windows, h, w*w, w*w)
             mask = mask.expand(batch, -1, -1, -1, -1).flatten(0, 1)
         mask = mask[None] if mask.dim() == 3 else mask
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
         y = y.transpose(1, 2).reshape(batch, rows, columns, w, w, channels).transpose(2, 3)
-        y = y.reshape(batch, rows * w, columns * w, channels)[:, :height, :width]
-        return self.out(y)
+        y = y.reshape(batch, rows * w, columns * w, channels)
+        if is_traced():  # strides of slices would give one graph for each kind of size
+            for axis, size in ((1, height), (2, width)):
+                y = y.index_select(axis, torch.arange(size, device=y.device))
+        return self.out(y[:, :height, :width])
 
     def _mask_padding(
         self, bias: Tensor, height: int, width: int, rows: int, columns: int

@@ -16,7 +16,7 @@ from ..layers import FFN, QnALayer, WindowAttention
 from ..layers.drop_path import DropPath
 from ..layers.init import lecun_normal_
 from ..layers.patch_embed import remainder
-from ..ops.dispatch import is_exporting
+from ..ops.dispatch import is_exporting, is_traced
 from ..registry import register_model
 from .base import PyramidBackbone
 from .options import choose, linear_ramp, per_stage
@@ -42,7 +42,7 @@ class PatchStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, H, W, C_in) to (B, ceil(H / 4), ceil(W / 4), C)."""
         bottom, right = remainder(x.shape[1], 4), remainder(x.shape[2], 4)
-        if is_exporting() or bottom or right:
+        if is_traced() or bottom or right:
             top, left = bottom // 2, right // 2
             x = F.pad(x, (0, 0, left, right - left, top, bottom - top))
         return _convolve(self.conv, x)

@@ -162,6 +162,14 @@ def is_exporting() -> bool:
     return is_torch_exporting() or (not is_compiling() and torch.jit.is_tracing())
 
 
+def is_traced() -> bool:
+    """Whether the run is traced, by ``torch.compile`` or for export.
+
+    While tracing, a branch on the size of the input gives one graph for each side.
+    """
+    return is_compiling() or is_exporting()
+
+
 def precise_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if one of the tensors has it, else float32."""
     # Not torch.promote_types, which torch.compile of torch 2.1 cannot trace.

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from mmvitattn import build_backbone, list_backbones
 from mmvitattn.layers import RPCPE
@@ -273,6 +274,35 @@ def test_compiles_to_one_graph(name, short_backbone):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_compiles_with_inductor(name, short_backbone):
     compiled_equals_eager(short_backbone(name).eval(), 'inductor')
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < '2.4', reason='QnA needs operators (torch 2.4)')
+@pytest.mark.parametrize('name', FAMILIES)
+def test_one_compiled_training_step_serves_all_sizes(name, short_backbone):
+    model = short_backbone(name).train()
+    eager = copy.deepcopy(model)
+    counter = CompileCounterWithBackend('aot_eager')
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    compilations = set()
+    # LinGlo has another form for its smallest maps, which is compiled separately.
+    for size in ((2, 112, 136), (2, 136, 112), (3, 117, 149), (4, 160, 128), (2, 131, 190)):
+        image = torch.randn(size[0], 3, *size[1:])
+        outputs = compiled(image), eager(image)
+        for actual, expected in zip(*outputs, strict=True):
+            assert_close(actual, expected, 1e-4)
+        directions = [torch.randn_like(y) for y in outputs[1]]
+        for maps in outputs:
+            sum((y * d).sum() for y, d in zip(maps, directions, strict=True)).backward()
+        for (path, p), q in zip(model.named_parameters(), eager.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), path
+            assert p.grad is None or (p.grad - q.grad).norm() <= 1e-3 * q.grad.norm(), path
+        model.zero_grad()
+        eager.zero_grad()
+        compilations.add(counter.frame_count)
+    assert len(compilations) == 1
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow

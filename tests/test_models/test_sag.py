@@ -177,11 +177,12 @@ def test_rolled_and_pooled_form_compiles_with_its_gradient():
     parameters = list(model.parameters())
     actual, expected = compiled(image), model(image)
     torch.testing.assert_close(actual, expected)
+    directions = [torch.randn_like(y) for y in expected]
     torch.testing.assert_close(
-        torch.autograd.grad(sum(y.square().mean() for y in actual), parameters),
-        torch.autograd.grad(sum(y.square().mean() for y in expected), parameters),
+        torch.autograd.grad(actual, parameters, directions),
+        torch.autograd.grad(expected, parameters, directions),
         rtol=1e-4,
-        atol=1e-6,
+        atol=1e-4,
     )
     torch._dynamo.reset()
 

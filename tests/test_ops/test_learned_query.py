@@ -7,9 +7,11 @@ import torch
 from mmvitattn.ops import explain, force, learned_query_attention, learned_query_scores
 from mmvitattn.ops.dispatch import chosen
 from mmvitattn.ops.learned_query.convolution import MAX_SPREAD
+from mmvitattn.ops.learned_query.operator import HAS_OPERATORS
 from mmvitattn.ops.reference import learned_query_attention as reference
 
-IMPLEMENTATIONS = ('convolution', 'offset_loop', 'window_stack')
+IMPLEMENTATIONS = ['convolution', 'offset_loop', 'window_stack']
+IMPLEMENTATIONS += ['operator'] if HAS_OPERATORS else []
 
 
 def run(name, *arguments):
@@ -182,6 +184,17 @@ def test_half_precision_values_keep_the_convolution():
         strict=True,
     ):
         assert relative_difference(actual.double(), correct) < 1e-2
+
+
+@pytest.mark.skipif(not HAS_OPERATORS, reason='operators need torch 2.4')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('spread', [1, 100])
+def test_operator(dtype, spread):
+    """Its schema, shapes and gradients, with the convolution and with the loop."""
+    scores, values, *tables = (t.float() for t in make_arguments(5, 7, 3))
+    tensors = [t.requires_grad_() for t in (spread * scores, values.to(dtype), *tables)]
+    for stride in (1, 2):
+        torch.library.opcheck(torch.ops.mmvitattn.learned_query_cpu, (*tensors, 3, stride))
 
 
 def test_scores_are_those_of_projected_keys_and_queries():

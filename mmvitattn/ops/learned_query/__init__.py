@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch, reference
 from ..dispatch import Implementation, precise_dtype, without_autocast
 from ..triton_support import triton_implementation
-from . import convolution, offset_loop, window_stack
+from . import convolution, offset_loop, operator, window_stack
 from .convolution import project_in
 
 NORM_EPS = 1e-6  # added to the queries' norm, as in the official release
@@ -195,6 +195,9 @@ dispatch.register(
     [
         Implementation('convolution', convolution.run, convolution.reason_not_to_run),
         triton_implementation(f'{__name__}.triton'),
+        Implementation(
+            'operator', operator.run, operator.reason_not_to_run, operator.reason_not_to_prefer
+        ),
         Implementation('offset_loop', offset_loop.run, offset_loop.reason_not_to_run),
         Implementation('window_stack', window_stack.run),
         Implementation('reference', _reference),

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..depthwise import correlate
-from ..dispatch import is_compiling, is_exporting
+from ..dispatch import is_compiling, is_exporting, is_traced
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
@@ -40,7 +40,7 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
     scores, bias = inputs.scores, inputs.bias
     if scores.device.type != 'cpu':
         return 'checking the spread of the scores would have to wait for the device'
-    if is_compiling() or is_exporting():
+    if is_traced():
         return 'checking the spread of the scores would break the graph'
     if scores.numel() == 0:
         return 'the input is empty'
@@ -54,9 +54,22 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
 def run(inputs: 'LearnedQueryInputs') -> Tensor:
     """See :func:`mmvitattn.ops.learned_query_attention`."""
     scores, values, bias, scale, _, stride = inputs
-    # The sums are in the precision of the scores: PyTorch's bfloat16 convolutions are slower.
-    maps = (x.permute(0, 3, 4, 1, 2).to(scores.dtype).contiguous() for x in (scores, values))
+    maps = _channels_first(scores, values)
     return _RatioOfConvolutions.apply(*maps, bias, scale, stride).permute(0, 3, 4, 1, 2)
+
+
+def gradients(grad: Tensor, inputs: 'LearnedQueryInputs') -> list[Tensor]:
+    """Gradients of scores, values, bias and scale, for the gradient of the output."""
+    scores, values, grad = _channels_first(inputs.scores, inputs.values, grad)
+    grad_scores, grad_values, *grads = _gradients(
+        scores, values, grad, inputs.bias, inputs.scale, inputs.stride
+    )
+    return [x.permute(0, 3, 4, 1, 2) for x in (grad_scores, grad_values)] + grads
+
+
+def _channels_first(scores: Tensor, *others: Tensor) -> list[Tensor]:
+    """Maps in the scores' precision: PyTorch's depth-wise convolutions in bfloat16 are slower."""
+    return [x.permute(0, 3, 4, 1, 2).to(scores.dtype).contiguous() for x in (scores, *others)]
 
 
 class _RatioOfConvolutions(torch.autograd.Function):
@@ -85,22 +98,28 @@ class _RatioOfConvolutions(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """For output N / D and its gradient g: dN = g / D and dD = -sum(g N / D) / D."""
         scores, values, bias, scale = ctx.saved_tensors
-        kernel = _kernel(bias, scale, values.shape[2])
-        grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
-        grad_kernel, side = torch.zeros_like(kernel), kernel.shape[-1]
-        maps = (_exponentials(scores), values, grad, grad_scores, grad_values)
-        for e, v, g, grad_s, grad_v in _by_images(kernel, *maps):
-            weighted = _weighted(e, v)
-            grad_sums = _grad_of_sums(_convolve(weighted, kernel, ctx.stride), g, e, ctx.stride)
-            grad_kernel += correlate(weighted.flatten(1, 3), grad_sums.flatten(1, 3), side)
-            grad_weighted = _convolve(grad_sums, kernel.flip(-1, -2), 1)
-            products = grad_weighted[:, :, :, :-1]
-            _sum_over_queries(products, e[:, :, :, None], grad_v)
-            grad_e = grad_weighted[:, :, :, -1] + products.mul_(v[:, None]).sum(dim=3)
-            torch.mul(grad_e, e, out=grad_s)
-        return grad_scores, grad_values, *_grad_of_tables(grad_kernel, bias, scale), None
+        return *_gradients(scores, values, grad, bias, scale, ctx.stride), None
+
+
+def _gradients(
+    scores: Tensor, values: Tensor, grad: Tensor, bias: Tensor, scale: Tensor, stride: int
+) -> tuple[Tensor, ...]:
+    """For output N / D and its gradient g: dN = g / D and dD = -sum(g N / D) / D."""
+    kernel = _kernel(bias, scale, values.shape[2])
+    grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
+    grad_kernel, side = torch.zeros_like(kernel), kernel.shape[-1]
+    maps = (_exponentials(scores), values, grad, grad_scores, grad_values)
+    for e, v, g, grad_s, grad_v in _by_images(kernel, *maps):
+        weighted = _weighted(e, v)
+        grad_sums = _grad_of_sums(_convolve(weighted, kernel, stride), g, e, stride)
+        grad_kernel += correlate(weighted.flatten(1, 3), grad_sums.flatten(1, 3), side)
+        grad_weighted = _convolve(grad_sums, kernel.flip(-1, -2), 1)
+        products = grad_weighted[:, :, :, :-1]
+        _sum_over_queries(products, e[:, :, :, None], grad_v)
+        grad_e = grad_weighted[:, :, :, -1] + products.mul_(v[:, None]).sum(dim=3)
+        torch.mul(grad_e, e, out=grad_s)
+    return grad_scores, grad_values, *_grad_of_tables(grad_kernel, bias, scale)
 
 
 def _by_images(kernel: Tensor, e: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -180,7 +199,8 @@ def project_in(x: Tensor, weight: Tensor) -> Tensor:
     if operands is None:
         return F.linear(x, weight)
     x, weight = operands
-    maps = _Project.apply(x.flatten(1, 2), weight, True)
+    project = _product if is_compiling() else _Project.apply
+    maps = project(x.flatten(1, 2), weight, True)
     return maps.unflatten(2, x.shape[1:3]).permute(0, 2, 3, 1)
 
 
@@ -198,13 +218,14 @@ def project_out(x: Tensor, weight: Tensor) -> Tensor:
     if operands is None:
         return F.linear(x, weight)
     x, weight = operands
-    y = _Project.apply(x.permute(0, 3, 1, 2).flatten(2), weight, False)
+    project = _product if is_compiling() else _Project.apply
+    y = project(x.permute(0, 3, 1, 2).flatten(2), weight, False)
     return y.unflatten(1, x.shape[1:3])
 
 
 def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """The operands, as autocast would convert them, or ``None`` to leave the product to PyTorch."""
-    if is_compiling() or is_exporting() or x.device.type != 'cpu':
+    if is_exporting() or x.device.type != 'cpu':
         return None
     if torch.is_autocast_cpu_enabled():
         dtype = torch.get_autocast_cpu_dtype()
@@ -235,5 +256,5 @@ class _Project(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, inward: bool) -> Tensor:
     if inward:
-        return weight.expand(len(x), -1, -1) @ x.mT
-    return x.mT @ weight.T.expand(len(x), -1, -1)
+        return weight.expand(x.shape[0], -1, -1) @ x.mT
+    return x.mT @ weight.T.expand(x.shape[0], -1, -1)

@@ -30,10 +30,26 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
 
 def run(inputs: 'LearnedQueryInputs') -> Tensor:
     """See :func:`mmvitattn.ops.learned_query_attention`."""
-    scores, values, *tables, kernel_size, stride = inputs
-    tables = [table[..., None, None] for table in tables]
-    maps = [x.permute(0, 3, 4, 1, 2).contiguous() for x in (scores, values)]
-    return _OffsetLoop.apply(*maps, *tables, kernel_size, stride).permute(0, 3, 4, 1, 2)
+    return _OffsetLoop.apply(*_maps(inputs), *inputs[4:]).permute(0, 3, 4, 1, 2)
+
+
+def gradients(grad: Tensor, inputs: 'LearnedQueryInputs') -> list[Tensor]:
+    """Gradients of scores, values, bias and scale, for the gradient of the output."""
+    scores, values, bias, scale = _maps(inputs)
+    offsets = _window_offsets(scores, *inputs[4:])
+    terms = _softmax_terms(scores, bias, offsets, inputs.stride)
+    grad = grad.permute(0, 3, 4, 1, 2)
+    grad_scores, grad_values, *grads = _gradients(
+        grad, scores, values, bias, scale, *terms, offsets
+    )
+    maps = [x.permute(0, 3, 4, 1, 2) for x in (grad_scores, grad_values)]
+    return maps + [x[..., 0, 0] for x in grads]
+
+
+def _maps(inputs: 'LearnedQueryInputs') -> list[Tensor]:
+    """Scores (B, q, h, H, W), values (B, h, d, H, W), tables (k*k, q, h, 1, 1)."""
+    maps = [x.permute(0, 3, 4, 1, 2).contiguous() for x in inputs[:2]]
+    return maps + [table[..., None, None] for table in inputs[2:4]]
 
 
 class _OffsetLoop(torch.autograd.Function):
@@ -56,7 +72,6 @@ class _OffsetLoop(torch.autograd.Function):
         kernel_size: int,
         stride: int,
     ) -> Tensor:
-        """Scores (B, q, h, H, W), values (B, h, d, H, W), tables (k*k, q, h, 1, 1)."""
         offsets = _window_offsets(scores, kernel_size, stride)
         largest, norm = _softmax_terms(scores, bias, offsets, stride)
         output = scores.new_zeros(*values.shape[:3], *largest.shape[3:])
@@ -72,33 +87,47 @@ class _OffsetLoop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients, with p the softmax weights and t the products of ``grad`` with the values.
-
-        ``d scale = p t``, ``d values = grad sum_q p scale`` and ``d (scores + bias) = p (scale t -
-        e)`` with ``e = sum_j p scale t``, whose second term needs a second loop.
-        """
         scores, values, bias, scale, largest, norm = ctx.saved_tensors
         offsets = _window_offsets(scores, ctx.kernel_size, ctx.stride)
-        precise_values = values.to(scores.dtype)
-        grad_scores, grad_values = torch.zeros_like(scores), torch.zeros_like(precise_values)
-        grad_bias, grad_scale = torch.zeros_like(bias), torch.zeros_like(scale)
-        expected = torch.zeros_like(largest)
-        for j, outputs, inputs in offsets:
-            weights = _exponentials(scores[inputs], bias[j], largest[outputs]).mul_(norm[outputs])
-            products = (grad[outputs] * precise_values[inputs]).sum(dim=2)[:, None] * weights
-            grad_scale[j] = _sum_of_maps(products)
-            products.mul_(scale[j])
-            expected[outputs].add_(products)
-            grad_scores[inputs].add_(products)
-            grad_bias[j] = _sum_of_maps(products)
-            weights = weights.mul_(scale[j]).sum(dim=1)
-            grad_values[inputs].addcmul_(weights[:, :, None], grad[outputs])
-        for j, outputs, inputs in offsets:
-            weights = _exponentials(scores[inputs], bias[j], largest[outputs]).mul_(norm[outputs])
-            weights.mul_(expected[outputs])
-            grad_scores[inputs].sub_(weights)
-            grad_bias[j].sub_(_sum_of_maps(weights))
-        return grad_scores, grad_values.to(values.dtype), grad_bias, grad_scale, None, None
+        grads = _gradients(grad, scores, values, bias, scale, largest, norm, offsets)
+        return *grads, None, None
+
+
+def _gradients(
+    grad: Tensor,
+    scores: Tensor,
+    values: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    largest: Tensor,
+    norm: Tensor,
+    offsets: list[Offset],
+) -> tuple[Tensor, ...]:
+    """Gradients, with p the softmax weights and t the products of ``grad`` with the values.
+
+    ``d scale = p t``, ``d values = grad sum_q p scale`` and ``d (scores + bias) = p (scale t - e)``
+    with ``e = sum_j p scale t``, whose second term needs a second loop.
+    """
+    precise_values = values.to(scores.dtype)
+    grad_scores, grad_values = torch.zeros_like(scores), torch.zeros_like(precise_values)
+    grad_bias, grad_scale = torch.zeros_like(bias), torch.zeros_like(scale)
+    expected = torch.zeros_like(largest)
+    for j, outputs, inputs in offsets:
+        weights = _exponentials(scores[inputs], bias[j], largest[outputs]).mul_(norm[outputs])
+        products = (grad[outputs] * precise_values[inputs]).sum(dim=2)[:, None] * weights
+        grad_scale[j] = _sum_of_maps(products)
+        products.mul_(scale[j])
+        expected[outputs].add_(products)
+        grad_scores[inputs].add_(products)
+        grad_bias[j] = _sum_of_maps(products)
+        weights = weights.mul_(scale[j]).sum(dim=1)
+        grad_values[inputs].addcmul_(weights[:, :, None], grad[outputs])
+    for j, outputs, inputs in offsets:
+        weights = _exponentials(scores[inputs], bias[j], largest[outputs]).mul_(norm[outputs])
+        weights.mul_(expected[outputs])
+        grad_scores[inputs].sub_(weights)
+        grad_bias[j].sub_(_sum_of_maps(weights))
+    return grad_scores, grad_values.to(values.dtype), grad_bias, grad_scale
 
 
 def _window_offsets(scores: Tensor, kernel_size: int, stride: int) -> list[Offset]:
@@ -124,7 +153,7 @@ def _overlaps(size: int, kernel_size: int, stride: int) -> list[tuple[slice, sli
     overlaps = []
     for offset in range(-(kernel_size // 2), kernel_size // 2 + 1):
         first = max(0, -(offset // stride))
-        end = min(-(-size // stride), (size - 1 - offset) // stride + 1)
+        end = min((size - 1) // stride + 1, (size - 1 - offset) // stride + 1)
         start = first * stride + offset
         stop = (end - 1) * stride + offset + 1
         overlaps.append((slice(first, end), slice(start, stop, stride)) if end > first else None)
@@ -135,7 +164,7 @@ def _softmax_terms(
     scores: Tensor, bias: Tensor, offsets: list[Offset], stride: int
 ) -> tuple[Tensor, Tensor]:
     """Each window's largest score and reciprocal softmax denominator, (B, q, h, H', W')."""
-    grid = (-(-size // stride) for size in scores.shape[3:])
+    grid = [(size - 1) // stride + 1 for size in scores.shape[3:]]
     largest = scores.new_full((*scores.shape[:3], *grid), float('-inf'))
     for j, outputs, inputs in offsets:
         largest[outputs].clamp_(min=scores[inputs] + bias[j])
