@@ -58,6 +58,10 @@ def _channels_last(build: Builder) -> Builder:
     return lambda s: modules.ChannelsLast(build(s))
 
 
+def _compiled(build: Builder) -> Builder:
+    return lambda s: torch.compile(build(s))  # type: ignore[return-value]
+
+
 _b0_sdpa = _linglo('b0', attention='dot_product')
 _small, _tiny = _vit(SAGViT, 'small'), _vit(SAGViT, 'tiny')
 _small_one, _tiny_one = (forced(build, ONE_BY_ONE) for build in (_small, _tiny))
@@ -106,6 +110,12 @@ BACKBONES = {
         _plain(_b0_sdpa),
         "LinGlo-b0, attention='dot_product'",
     ),
+}
+
+COMPILED_NAMES = ('QnA-ViT-tiny', 'LinGlo-b2', 'SAG-small', 'Swin-T')
+BACKBONES |= {
+    f'{name}, compiled': Contestant('torch.compile', _compiled(BACKBONES[name].build), name)
+    for name in COMPILED_NAMES
 }
 
 STRIDE = 32  # images are padded to multiples of it, as detectors do
@@ -272,6 +282,14 @@ def backbone_groups(
             text='Global attention over all keys and values, or averages of them in each stage.',
         ),
     ]
+
+
+def compiled_group(quick: bool, batch: int) -> Group:
+    """What ``benchmark.py compiled`` measures: torch.compile against eager mode."""
+    side, names = (64, COMPILED_NAMES[:1]) if quick else (SIDE, COMPILED_NAMES)
+    both = tuple(form for name in names for form in (name, f'{name}, compiled'))
+    title = f'Compiled backbones at {side} x {side}, batch {batch}'
+    return backbone_group('compiled', title, [Case(Size(batch, side, side), both, MODES)])
 
 
 def backbone_group(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from mmvitattn.layers import GlobalAttention, PositionTable, WindowAttention
 from mmvitattn.models import LinGlo, QnAViT, SAGViT
@@ -31,6 +32,11 @@ SMALL = {
 }
 
 
+class LastMap(nn.Module):
+    def forward(self, maps):
+        return maps[-1].mean(dim=(2, 3))
+
+
 def build(name, **options):
     torch.manual_seed(0)
     cls, own = SMALL[name]
@@ -55,6 +61,23 @@ def test_export_is_valid_for_all_sizes(name):
         image = torch.rand(shape[0], 3, *shape[1:])
         with torch.no_grad():
             assert largest_difference(exported(image), model(image)) < 1e-5
+
+
+@pytest.mark.slow
+def test_packaged_classifier(tmp_path):
+    """AOTInductor's package of a classifier in deploy form, as in docs/embedding.md."""
+    backbone = build('linglo', out_indices=(3,)).eval()
+    backbone.switch_to_deploy()
+    model = nn.Sequential(backbone, LastMap(), nn.Linear(backbone.feature_info.channels()[-1], 5))
+    path = str(tmp_path / 'classifier.pt2')
+    with torch.no_grad():
+        sizes = ({0: Dim('batch', max=64)},)
+        program = torch.export.export(model, (torch.rand(2, 3, 64, 64),), dynamic_shapes=sizes)
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+        packaged = torch._inductor.aoti_load_package(path)
+        for batch in (1, 5):
+            image = torch.rand(batch, 3, 64, 64)
+            assert largest_difference([packaged(image)], [model(image)]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Compares time and peak memory of our attention, backbones and detectors with those of others.
 
-``python tools/analysis_tools/benchmark.py attention|backbone|detector|targets``. Writes a table
-(``report.md``), everything measured (``report.json``) and a picture of each group to a new folder.
+``python tools/analysis_tools/benchmark.py attention|backbone|detector|compiled|targets``. Writes
+a table (``report.md``), everything measured (``report.json``) and a picture of each group to a new
+folder.
 """
 
 from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
@@ -24,9 +25,10 @@ SUBCOMMANDS = {
     'attention': 'attention layers at given sizes',
     'backbone': 'backbones at the sizes of classification and detection',
     'detector': 'RetinaNet: a training step without the update, and inference',
+    'compiled': 'backbones under torch.compile and in eager mode; compiles for minutes',
     'targets': 'every figure that is aimed at, in one run',
 }
-BATCHES = {'backbone': 8, 'detector': 1}
+BATCHES = {'backbone': 8, 'compiled': 8, 'detector': 1}
 QUICK_ROUNDS = 2
 
 
@@ -109,6 +111,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Group], list[targets.Target]]:
         groups = models.backbone_groups(args.quick, args.batch, args.device == 'cuda', *figure_4)
     elif args.command == 'detector':
         groups = models.detector_groups(args.quick, args.batch)
+    elif args.command == 'compiled':
+        groups = [models.compiled_group(args.quick, args.batch)]
     else:
         found = targets.Plan(args.quick)
         groups, aims = found.groups, found.targets
