@@ -3,21 +3,26 @@
 Importing ``mmvitattn`` applies them, before torch is imported, where the main program is one of its
 tools; the processes of other programs are theirs to set (docs/speed.md, "Busy machines").
 
-- ``OMP_WAIT_POLICY=passive``: OpenMP's waiting threads sleep. By default they spin, and take the
-  cores from the threads that they wait for as soon as another process needs one.
+- ``GOMP_SPINCOUNT``: how long OpenMP's waiting threads spin before they sleep. By default they take
+  the cores from the threads that they wait for as soon as another process needs one. A short spin
+  costs nothing on a quiet machine; if others run when the tool starts, threads sleep at once.
 - glibc's allocator keeps freed memory. By default it returns large buffers to the system at once,
   and mapping them anew, page by page, takes a quarter of a training step.
 """
 
 import ctypes
 import os
+import statistics
 import sys
+import time
 from pathlib import Path
 
 ENV_NAME = 'MMVITATTN_PROCESS_SETTINGS'
 # glibc's mallopt(3): parameter numbers, and values that keep freed memory.
 MALLOPT = {'TRIM_THRESHOLD': -1, 'TOP_PAD': -2, 'MMAP_THRESHOLD': -3, 'MMAP_MAX': -4}
 KEEP_FREED = {'MMAP_MAX': 0, 'TRIM_THRESHOLD': -1, 'TOP_PAD': 1 << 28}
+SHORT_SPIN = '1000'  # rounds of libgomp's waiting loop
+LOADAVG = Path('/proc/loadavg')
 _OPENMP = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT', 'KMP_BLOCKTIME')
 _ALLOCATOR = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
 _PROGRAMS = ('mmvitattn', 'mmvitattn-onnx')
@@ -40,10 +45,19 @@ def prepare_tool() -> None:
     if mode == 'off' or applied or not _is_tool() or Path('/dev/nvidiactl').exists():
         return
     if 'torch' not in sys.modules and not any(name in os.environ for name in _OPENMP):
-        os.environ['OMP_WAIT_POLICY'] = 'passive'
-        applied.append('OMP_WAIT_POLICY=passive')
+        os.environ['GOMP_SPINCOUNT'] = '0' if others_run() else SHORT_SPIN
+        applied.append(f'GOMP_SPINCOUNT={os.environ["GOMP_SPINCOUNT"]}')
     if not any(name.startswith(_ALLOCATOR) for name in os.environ) and mallopt(KEEP_FREED):
         applied.append('the allocator keeps freed memory')
+
+
+def others_run() -> bool:
+    """Whether another process is using a core now, by the kernel's count of running threads."""
+    counts = []
+    for _ in range(9 if LOADAVG.exists() else 0):
+        counts.append(int(LOADAVG.read_text().split()[3].partition('/')[0]))
+        time.sleep(0.005)
+    return bool(counts) and statistics.median(counts) > 1  # this process is one of them
 
 
 def describe() -> str:

@@ -47,6 +47,7 @@ def test_autoencoders_are_compared(root, tmp_path):
     assert max(sizes) < 1.1 * min(sizes)
 
 
+@pytest.mark.slow
 def test_new_backbone_keeps_the_contract(root):
     """As docs/new_backbone.md says: the contract's tests, in a process that knows it."""
     contract = 'tests/test_models/test_contract.py'
@@ -58,6 +59,7 @@ def test_new_backbone_keeps_the_contract(root):
     assert passed and int(passed.group(1)) >= 15 and 'skipped' not in printed
 
 
+@pytest.mark.slow
 def test_new_backbone_is_found_by_name(root, tmp_path):
     code = (
         'import importlib, pool_net\n'

@@ -1,6 +1,7 @@
 """Settings of the tools' own process."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -21,6 +22,7 @@ def faults():
 
 print(process.describe(), min(faults() for _ in range(6)), sep='\\n')
 """
+OTHERS_RUN = process.others_run
 USER = [*process._OPENMP, 'MALLOC_ARENA_MAX', 'GLIBC_TUNABLES', 'LD_PRELOAD', process.ENV_NAME]
 
 
@@ -32,8 +34,9 @@ def tool(monkeypatch, root):
     for name in [n for n in os.environ if n in USER or n.startswith('MALLOC_')]:
         monkeypatch.delenv(name)
     calls = []
-    monkeypatch.setenv('OMP_WAIT_POLICY', '')  # restored after the test
-    monkeypatch.delenv('OMP_WAIT_POLICY')
+    monkeypatch.setenv('GOMP_SPINCOUNT', '')  # restored after the test
+    monkeypatch.delenv('GOMP_SPINCOUNT')
+    monkeypatch.setattr(process, 'others_run', lambda: False)
     monkeypatch.setattr(sys, 'argv', [str(root / 'tools/train.py')])
     monkeypatch.setattr(process, 'applied', [])
     monkeypatch.setattr(process, 'mallopt', lambda values: calls.append(values) or True)
@@ -59,7 +62,7 @@ def test_only_tools_are_set(tool, monkeypatch, root, program, words, expected):
     monkeypatch.setattr(sys, 'argv', [program])
     monkeypatch.setattr(sys, 'orig_argv', words)
     process.prepare_tool()
-    assert (os.environ.get('OMP_WAIT_POLICY') == 'passive') is expected
+    assert (os.environ.get('GOMP_SPINCOUNT') == process.SHORT_SPIN) is expected
     assert tool == [process.KEEP_FREED] * expected
 
 
@@ -67,15 +70,15 @@ def test_only_tools_are_set(tool, monkeypatch, root, program, words, expected):
 def test_what_the_user_has_set_stays(tool, monkeypatch, name):
     monkeypatch.setenv(name, 'off')
     process.prepare_tool()
-    given = {'OMP_WAIT_POLICY': 'off', **dict.fromkeys([*process._OPENMP[1:], process.ENV_NAME])}
-    assert os.environ.get('OMP_WAIT_POLICY') == given.get(name, 'passive')
+    given = {**dict.fromkeys([*USER[:3], process.ENV_NAME]), 'GOMP_SPINCOUNT': 'off'}
+    assert os.environ.get('GOMP_SPINCOUNT') == given.get(name, process.SHORT_SPIN)
     assert bool(tool) is (name in process._OPENMP)
 
 
 def test_after_torch_openmp_cannot_be_set(tool, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', object())
     process.prepare_tool()
-    assert 'OMP_WAIT_POLICY' not in os.environ and len(process.applied) == 1
+    assert 'GOMP_SPINCOUNT' not in os.environ and len(process.applied) == 1
 
 
 def test_wrong_value(tool, monkeypatch):
@@ -86,6 +89,15 @@ def test_wrong_value(tool, monkeypatch):
         process.prepare_tool()
 
 
+@pytest.mark.parametrize(('running', 'spins'), [('1', process.SHORT_SPIN), ('2', '0'), ('9', '0')])
+def test_threads_sleep_at_once_beside_others(tool, monkeypatch, tmp_path, running, spins):
+    (tmp_path / 'loadavg').write_text(f'0.52 0.58 0.59 {running}/1234 56789\n')
+    monkeypatch.setattr(process, 'LOADAVG', tmp_path / 'loadavg')
+    monkeypatch.setattr(process, 'others_run', OTHERS_RUN)
+    process.prepare_tool()
+    assert os.environ['GOMP_SPINCOUNT'] == spins
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc and its OpenMP')
 @pytest.mark.parametrize('mode', ['on', 'off'])
 def test_openmp_and_the_allocator_obey(tool, monkeypatch, root, mode):
@@ -94,7 +106,7 @@ def test_openmp_and_the_allocator_obey(tool, monkeypatch, root, mode):
     command = [sys.executable, '-c', START, str(root / 'tools/train.py')]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
     line, faults = done.stdout.splitlines()
-    settings = 'OMP_WAIT_POLICY=passive, the allocator keeps freed memory'
-    assert line.startswith(f'Process settings: {settings if mode == "on" else "none"} ')
-    assert ("GOMP_SPINCOUNT = '0'" in done.stderr) is (mode == 'on')
+    assert line.endswith('none (MMVITATTN_PROCESS_SETTINGS=off turns them off)') is (mode == 'off')
+    spins = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr).group(1)
+    assert (f'GOMP_SPINCOUNT={spins}, the allocator keeps' in line) is (mode == 'on')
     assert (int(faults) < 100) is (mode == 'on')

@@ -27,8 +27,17 @@ sys.modules['mmcv._ext'] = Ops('mmcv._ext')
 BACKBONES = {cls.__name__: (module, next(iter(cls.arch_zoo))) for module, cls in families().items()}
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-@pytest.mark.parametrize('scoped', [True, False], ids=['scoped', 'unscoped'])
+@pytest.mark.parametrize(
+    ('scope', 'scoped'),
+    [
+        pytest.param('mmdet', True, id='scoped-mmdet'),
+        pytest.param('mmseg', False, id='unscoped-mmseg'),
+        pytest.param('mmseg', True, id='scoped-mmseg', marks=pytest.mark.slow),
+        pytest.param('mmpretrain', True, id='scoped-mmpretrain', marks=pytest.mark.slow),
+        pytest.param('mmdet', False, id='unscoped-mmdet', marks=pytest.mark.slow),
+        pytest.param('mmpretrain', False, id='unscoped-mmpretrain', marks=pytest.mark.slow),
+    ],
+)
 def test_backbones_resolve(scope, scoped, run_code):
     code = CODE.format(
         prelude=COMPILED_OPS if scoped else 'import mmvitattn',

@@ -40,6 +40,7 @@ def test_names_are_listed(filter, expected):
     assert list_backbones(filter)[: len(NAMES)] == expected  # those of other packages follow
 
 
+@pytest.mark.slow
 def test_every_name_builds_in_a_fresh_interpreter(run_code):
     pytest.importorskip('timm', reason='to see that nothing is registered in it')
     assert run_code(ALL_NAMES).split() == NAMES

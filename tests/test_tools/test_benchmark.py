@@ -305,6 +305,7 @@ def report_of(run_tool, folder, *arguments):
     return text, data
 
 
+@pytest.mark.slow
 def test_one_group(run_tool, tmp_path):
     text, data = report_of(run_tool, tmp_path / 'new', 'attention', '--only', 'global')
     assert data['conditions']['allocator']['MMAP_MAX'] == 0
@@ -346,9 +347,11 @@ def test_refusals_name_the_remedy(monkeypatch, root, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('command', ['attention', 'backbone', 'detector', 'targets'])
+@pytest.mark.parametrize('command', ['attention', 'backbone', 'compiled', 'detector', 'targets'])
 def test_whole_command(run_tool, tmp_path, command):
-    _, data = report_of(run_tool, tmp_path / 'new', command)
+    # Memory is measured in a process for each contestant, which takes most of the time.
+    options = [] if command == 'targets' else ['--no-memory']
+    _, data = report_of(run_tool, tmp_path / 'new', command, *options)
     left_out = {m['name']: m['left_out'] for m in data['measurements'] if m['left_out']}
     assert not left_out
     differences = [m['difference'] for m in data['measurements'] if m['difference'] is not None]

@@ -49,6 +49,7 @@ def reads_of(root, small_shapes, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_evaluation(reads_of, tiny_config, tiny_checkpoint):
     config = tiny_config('classifier')
     checkpoint, _ = tiny_checkpoint(config)
