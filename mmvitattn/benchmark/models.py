@@ -112,7 +112,7 @@ BACKBONES = {
     ),
 }
 
-COMPILED_NAMES = ('QnA-ViT-tiny', 'LinGlo-b2', 'SAG-small', 'Swin-T')
+COMPILED_NAMES = ('QnA-ViT-tiny', 'LinGlo-b0', 'SAG-tiny', 'Swin-T')
 BACKBONES |= {
     f'{name}, compiled': Contestant('torch.compile', _compiled(BACKBONES[name].build), name)
     for name in COMPILED_NAMES
