@@ -69,9 +69,9 @@ def resize_table(table: Tensor, size: Sequence[int]) -> Tensor:
 
 def _resize_by_products(table: Tensor, size: Sequence[int]) -> Tensor:
     """The same by two matrix products, which can be traced for a variable size."""
-    rows, columns = (
-        _resampling(old, new, table) for old, new in zip(table.shape[-3:-1], size, strict=True)
-    )
+    # Not in a loop, which torch.compile of torch 2.1 cannot trace.
+    rows = _resampling(table.shape[-3], size[0], table)
+    columns = _resampling(table.shape[-2], size[1], table)
     tables = table.to(rows.dtype).reshape(-1, *table.shape[-3:]).movedim(0, 2)  # (H, W, T, C)
     # torch.export cannot derive reshapes of axes that have a new size: only others are merged.
     y = (rows @ tables.flatten(1)).view(size[0], *tables.shape[1:]).flatten(2)  # (H', W, T * C)
