@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import is_compiling, is_exporting
+from ..triton_support import save_inputs
 from . import convolution, offset_loop
 
 if TYPE_CHECKING:
@@ -90,13 +91,9 @@ if HAS_OPERATORS:
         maps = (t.new_empty(_channels_first(t).shape) for t in (scores, values))
         return *maps, *(t.new_empty(t.shape) for t in others[:2])
 
-    def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4])
-        ctx.settings = inputs[4:]
-
     def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         arguments = (*ctx.saved_tensors, *ctx.settings)
         grads = torch.ops.mmvitattn.learned_query_cpu_backward(grad, *arguments)
         return *map(_channels_last, grads[:2]), *grads[2:], None, None
 
-    _attend.register_autograd(_backward, setup_context=_save)
+    _attend.register_autograd(_backward, setup_context=save_inputs)
