@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,6 +36,17 @@ def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:
     nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def spread_bias_(bias: Tensor, bound: float = 0.1) -> None:
+    """Evenly spaced values from -bound to bound, in place, for the first bias of a backbone.
+
+    With a bias of zero, patches of zeros, as in the padding of images, remain zero vectors. There
+    the gradient of LayerNorm is 1 / sqrt(eps), a thousand; the product of several such layers
+    overflows. The values are not random: the other parameters of a seed do not depend on them.
+    """
+    with torch.no_grad():
+        bias.copy_(torch.linspace(-bound, bound, bias.numel()))
 
 
 def learned_query_(query: Tensor, head_dim: int) -> None:

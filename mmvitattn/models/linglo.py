@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import OptionError
 from ..layers import PositionTable
+from ..layers.init import spread_bias_
 from ..registry import register_model
 from .base import PyramidBackbone
 from .linglo_blocks import (
@@ -136,6 +137,7 @@ class LinGlo(PyramidBackbone):
             stem_embed(in_channels, channels[0], patch_size),
             nn.LayerNorm(channels[0], eps=NORM_EPS),
         )
+        spread_bias_(self.stem[0].conv.bias)
         for i in range(self.num_stages):
             if i > 0:
                 self.downsamples.append(make_downsample(embed, channels[i - 1], channels[i]))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..layers import FFN, QnALayer, WindowAttention
 from ..layers.drop_path import DropPath
-from ..layers.init import lecun_normal_
+from ..layers.init import lecun_normal_, spread_bias_
 from ..layers.patch_embed import remainder
 from ..ops.dispatch import is_exporting, is_traced
 from ..registry import register_model
@@ -274,6 +274,8 @@ class QnAViT(PyramidBackbone):
                 rate = rates[i - 1][-1] if drop_path_downsample else 0.0
                 self.downsamples.append(self._downsample_block(settings, i - 1, rate))
             self.stages.append(self._stage(settings, i, rates[i]))
+        first = next(block for block in self.modules() if isinstance(block, QnAViTBlock))
+        spread_bias_(first.norm1.bias)  # the release's zero lets padded images overflow
         self.add_output_norms(NORM_EPS)
 
     def _stage(self, settings: Mapping, i: int, rates: Sequence[float]) -> nn.Sequential:

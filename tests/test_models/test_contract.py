@@ -70,6 +70,22 @@ def test_outputs_are_finite_and_normalised(case):
             assert output.mean(1).abs().max() < 1e-4
 
 
+def test_gradients_of_padded_images_are_as_large_as_others(case):
+    """At the start, LayerNorm multiplies the gradient at a vector of zeros by a thousand."""
+    model, side = case.train_copy(), 2 * case.backbone.min_size
+    image = torch.randn(2, 3, side, side)
+    padded = image.clone()
+    padded[0, :, side // 2 :], padded[1, :, :, side // 2 :] = 0, 0
+    weights = [torch.randn_like(y) for y in model(image)]
+    norms = []
+    for x in (image, padded):
+        model.zero_grad()
+        loss = sum((y * w).mean() for y, w in zip(model(x), weights, strict=True))
+        loss.backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
+    assert norms[1] < 10 * norms[0]
+
+
 def test_out_indices(case):
     n, image = case.num_stages, case.image(1)
     everything = case.backbone(image)
