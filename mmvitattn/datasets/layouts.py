@@ -140,9 +140,9 @@ def _tiny_imagenet_classes(root: Path) -> list[str]:
 
 
 def _tiny_imagenet_labels(root: Path) -> dict[str, str]:
-    """Class of each validation picture, from the official list."""
+    """Class of each validation picture, from the official list; '' where a line has none."""
     lines = (root / 'val/val_annotations.txt').read_text().splitlines()
-    return dict(line.split('\t')[:2] for line in lines if line.strip())
+    return {(parts := line.split('\t'))[0]: ''.join(parts[1:2]) for line in lines if line.strip()}
 
 
 def _list_tiny_imagenet_labels(root: Path) -> None:
@@ -164,7 +164,9 @@ def _tiny_imagenet_problems(root: Path) -> Iterator[str]:
     classes, labels = _tiny_imagenet_classes(root), _tiny_imagenet_labels(root)
     empty = [root / 'train' / c for c in classes if not any((root / 'train' / c).rglob('*.JPEG'))]
     yield from _name_some('no pictures in', empty)
-    unknown = sorted(set(labels.values()) - set(classes))
+    bare = [line for line, name in labels.items() if not name]
+    yield from _name_some('val_annotations.txt has a line without a tab and a class:', bare)
+    unknown = sorted(set(labels.values()) - {*classes, ''})
     yield from _name_some('val_annotations.txt names a class that train lacks:', unknown)
     present = {path.name for path in _images(root / 'val/images')}
     yield from _name_some('val/images lacks', sorted(set(labels) - present))

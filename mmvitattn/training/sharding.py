@@ -1,101 +1,132 @@
-"""Training with weights, gradients and optimizer state sharded over the processes (FSDP)."""
+"""Training with weights, gradients and optimizer state sharded over the processes (FSDP2)."""
 
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine._strategy import FSDPStrategy
-from mmengine.dist import is_distributed
-from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+import torch.distributed.fsdp
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import get_world_size, is_distributed, is_main_process
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..registry import STRATEGIES
 
 
 @STRATEGIES.register_module()
-class ShardedStrategy(FSDPStrategy):
-    """MMEngine's FSDPStrategy that can also resume, and run on CPUs if PyTorch can.
+class ShardedStrategy(DDPStrategy):
+    """Shards the model over all processes by PyTorch's ``fully_shard``; needs torch 2.6.
 
-    Norms, biases and tables keep their own weight decay, and checkpoints are those of an unsharded
-    model.
+    Parameters keep their names, and gradients their global norm: weight decay, layer-wise learning
+    rates and gradient clipping are those of MMEngine's DDPStrategy, and so are the checkpoints: one
+    file, which any number of processes can resume, sharded or not. Mixed precision is that of the
+    optimizer wrapper (``--amp``).
 
     Args:
         units: names of classes whose modules are gathered as a whole: the blocks of the backbone,
             e.g. ``['LinGloBlock']``. Smaller units do not work: the attention layers read the
             weights of their linear maps instead of calling them, and only a call gathers weights.
-        model_wrapper: further arguments of MMFullyShardedDataParallel, e.g. ``mixed_precision``.
-        state_dict_cfg: 'full' for one file, 'local' for a folder with a file for each process, from
-            which the tools cannot resume.
-        kwargs: see MMEngine's FSDPStrategy.
+        kwargs: see MMEngine's DDPStrategy.
 
     Raises:
-        UsageError: when training starts: if there is only one process, or no GPU and a PyTorch that
-            needs one; if gradients are clipped by their norm, since each process has only a part of
-            it; if learning rates depend on layers, whose names sharding changes.
+        UsageError: when training starts: if there is only one process, or torch is too old; if a
+            class of ``units`` is not in the model.
     """
 
-    def __init__(
-        self,
-        *,
-        units: Sequence[str] = (),
-        model_wrapper: dict | None = None,
-        state_dict_cfg: str | dict = 'full',
-        **kwargs: Any,
-    ) -> None:
-        wrapper = dict(type='MMFullyShardedDataParallel', use_orig_params=True)
-        if units:
-            wrapper['auto_wrap_policy'] = partial(wrap_classes, names=frozenset(units))
-        if not torch.cuda.is_available():
-            wrapper['device_id'] = 'cpu'
-        wrapper.update(model_wrapper or {})
-        super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
-        if not torch.cuda.is_available():
-            # Offloading from CPU to CPU would make the gathered moments of Adam share memory.
-            self.optim_state_dict_config.offload_to_cpu = False
+    def __init__(self, *, units: str | Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = {units} if isinstance(units, str) else set(units)
+        self._gathered: tuple[dict, dict] | None = None
 
-    def prepare(self, *args: Any, **kwargs: Any) -> Any:
-        """Builds and wraps model and optimizer; see MMEngine's FSDPStrategy."""
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        """Shards the units, then the rest of the model as one unit."""
         _check_environment()
-        _check_optimizer(kwargs.get('optim_wrapper'))
-        return super().prepare(*args, **kwargs)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        model = self.convert_model(model.to(get_device()))
+        mesh = init_device_mesh(next(model.parameters()).device.type, (get_world_size(),))
+        found = [m for m in model.modules() if type(m).__name__ in self.units]
+        missing = self.units - {type(m).__name__ for m in found}
+        if missing:
+            raise UsageError(
+                f'strategy.units: the model has no module of class {", ".join(sorted(missing))}'
+            )
+        for module in [*found, model]:
+            fully_shard(module, mesh=mesh)
+        return model
+
+    def build_optim_wrapper(self, *args: Any, **kwargs: Any) -> Any:
+        """See MMEngine's DDPStrategy; the norm of the gradients is that over all processes."""
+        wrapper = super().build_optim_wrapper(*args, **kwargs)
+        clip = getattr(wrapper, 'clip_func', None)
+        if clip is not None:
+            wrapper.clip_func = lambda *args, **kwargs: clip(*args, **kwargs).full_tensor()
+        return wrapper
+
+    def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
+        """Gathers the state from all processes; the main one writes it."""
+        optimizer = getattr(self, 'optim_wrapper', None)
+        self._gathered = (
+            _gather(self.model.state_dict()),
+            _gather(optimizer.state_dict()) if optimizer else {},
+        )
+        try:
+            super().save_checkpoint(filename, **kwargs)
+        finally:
+            self._gathered = None
+
+    def model_state_dict(self) -> dict:
+        """The state of the unsharded model, in the main process; all of them call this."""
+        return self._gathered[0] if self._gathered else _gather(self.model.state_dict())
 
     def optim_state_dict(self) -> dict:
-        """The optimizer's state and the settings that MMEngine logs as ``base_lr``."""
-        return {
-            **super().optim_state_dict(),
-            'base_param_settings': self.optim_wrapper.base_param_settings,
-        }
+        """The state of the unsharded model's optimizer, as :meth:`model_state_dict`."""
+        return self._gathered[1] if self._gathered else _gather(self.optim_wrapper.state_dict())
+
+    def load_model_state_dict(self, state_dict: dict, **kwargs: Any) -> None:
+        """Loads the state of an unsharded model; see MMEngine's DDPStrategy for the arguments."""
+        own = self.model.state_dict()
+        super().load_model_state_dict(
+            {name: _shard(value, own.get(name)) for name, value in state_dict.items()}, **kwargs
+        )
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Loads the optimizer's state; MMEngine's own method fits only torch 2.0.
+        """Loads the state of an unsharded model's optimizer."""
+        groups = self.optim_wrapper.optimizer.param_groups
+        parameters = [p for group in groups for p in group['params']]
+        numbers = [i for group in state_dict['param_groups'] for i in group['params']]
+        own = dict(zip(numbers, parameters, strict=True))
+        state = {
+            number: {key: _shard(value, own[number]) for key, value in moments.items()}
+            for number, moments in state_dict['state'].items()
+        }
+        super().load_optim_state_dict({**state_dict, 'state': state})
 
-        Args:
-            state_dict: from :meth:`optim_state_dict`.
-        """
-        base = state_dict.pop('base_param_settings', None)
-        state = FullyShardedDataParallel.optim_state_dict_to_load(
-            model=self.model, optim=self.optim_wrapper.optimizer, optim_state_dict=state_dict
-        )
-        self.optim_wrapper.load_state_dict({**state, 'base_param_settings': base})
+
+def _gather(value: Any) -> Any:
+    """Replaces sharded tensors, in dicts of any depth, by whole ones in the main process."""
+    if isinstance(value, dict):
+        return {key: _gather(item) for key, item in value.items()}
+    if not hasattr(value, 'full_tensor'):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if is_main_process() else None
 
 
-def wrap_classes(
-    module: nn.Module, recurse: bool, nonwrapped_numel: int, names: Collection[str]
-) -> bool:
-    """An ``auto_wrap_policy`` for FSDP by names of classes, which a config file can contain.
+def _shard(value: Any, like: Any) -> Any:
+    """This process's part of a whole tensor, if ``like`` is sharded and has its shape."""
+    if not (isinstance(value, Tensor) and hasattr(like, 'full_tensor')):
+        return value
+    if value.shape != like.shape:  # a number, as the count of steps
+        return value
+    from torch.distributed.tensor import distribute_tensor
 
-    Args:
-        module: part of the model.
-        recurse: whether FSDP asks to visit the children, rather than to make the part a unit.
-        nonwrapped_numel: number of parameters of the part outside of its own units.
-        names: classes of which each module is a unit.
-
-    Returns:
-        Whether to do what FSDP asks.
-    """
-    return recurse or type(module).__name__ in names
+    # every process has read the file: nothing is sent
+    return distribute_tensor(
+        value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    )
 
 
 def _check_environment() -> None:
@@ -104,27 +135,5 @@ def _check_environment() -> None:
             'sharding needs several processes: tools/dist_train.sh CONFIG NUM_PROCESSES, or '
             'tools/slurm_train.sh'
         )
-    if torch.cuda.is_available():
-        return
-    try:
-        torch.cpu.Stream(priority=0)  # FSDP's first step
-    except TypeError:
-        raise UsageError(
-            f'torch {torch.__version__} shards only on GPUs, and there is none here'
-        ) from None
-
-
-def _check_optimizer(optim_wrapper: Any) -> None:
-    if not isinstance(optim_wrapper, dict):
-        return
-    clip_grad = optim_wrapper.get('clip_grad') or {}
-    if clip_grad and clip_grad.get('type', 'norm') == 'norm':
-        raise UsageError(
-            f'optim_wrapper.clip_grad={dict(clip_grad)}: with sharding, each process would clip '
-            'by the norm of its own part; set it to None'
-        )
-    if 'LayerDecay' in str(optim_wrapper.get('constructor')):
-        raise UsageError(
-            f'optim_wrapper.constructor={optim_wrapper["constructor"]!r}: it finds layers by '
-            'names that sharding changes; leave it out'
-        )
+    if not hasattr(torch.distributed.fsdp, 'fully_shard'):
+        raise UsageError(f'sharding needs torch 2.6 or newer; this is {torch.__version__}')

@@ -168,3 +168,6 @@ def test_tiny_imagenet_gets_the_list_of_its_validation_labels(run_tool, tmp_path
     assert labels.read_text() == 'val_0.jpg 1\n'
     (tmp_path / 'val/val_annotations.txt').write_text('val_1.jpg\tn03\n')
     assert len(problems('tiny-imagenet', tmp_path)) == 2  # the class and the picture
+    (tmp_path / 'val/val_annotations.txt').write_text('val_0.jpg n02\n')
+    labels.unlink()
+    assert 'without a tab and a class: val_0.jpg n02' in problems('tiny-imagenet', tmp_path)[0]
