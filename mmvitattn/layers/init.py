@@ -38,15 +38,16 @@ def lecun_normal_(module: nn.Linear | nn.Conv2d) -> None:
         nn.init.zeros_(module.bias)
 
 
-def spread_bias_(bias: Tensor, bound: float = 0.1) -> None:
-    """Evenly spaced values from -bound to bound, in place, for the first bias of a backbone.
+def spread_bias_(module: nn.Conv2d | nn.LayerNorm, bound: float = 0.1) -> None:
+    """Evenly spaced biases from -bound to bound, in place, for the first ones of a backbone.
 
     With a bias of zero, patches of zeros, as in the padding of images, remain zero vectors. There
     the gradient of LayerNorm is 1 / sqrt(eps), a thousand; the product of several such layers
     overflows. The values are not random: the other parameters of a seed do not depend on them.
     """
-    with torch.no_grad():
-        bias.copy_(torch.linspace(-bound, bound, bias.numel()))
+    if module.bias is not None:
+        values = torch.linspace(-bound, bound, module.bias.numel())
+        module.bias.data.copy_(values)
 
 
 def learned_query_(query: Tensor, head_dim: int) -> None:

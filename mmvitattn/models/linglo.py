@@ -133,11 +133,9 @@ class LinGlo(PyramidBackbone):
         cpe = cpe_options(position)
         layout = check_layout(layout, len(channels), cpe)
 
-        self.stem = nn.Sequential(
-            stem_embed(in_channels, channels[0], patch_size),
-            nn.LayerNorm(channels[0], eps=NORM_EPS),
-        )
-        spread_bias_(self.stem[0].conv.bias)
+        patches = stem_embed(in_channels, channels[0], patch_size)
+        spread_bias_(patches.conv)
+        self.stem = nn.Sequential(patches, nn.LayerNorm(channels[0], eps=NORM_EPS))
         for i in range(self.num_stages):
             if i > 0:
                 self.downsamples.append(make_downsample(embed, channels[i - 1], channels[i]))

@@ -100,18 +100,18 @@ class LinGloConvBlock(nn.Module):
         return x + self.drop_path(self.ffn(self.norm(x)))
 
 
-def _overlapping(in_channels: int, channels: int, stride: int) -> nn.Module:
+def _overlapping(in_channels: int, channels: int, stride: int) -> ConvEmbed:
     """The paper's embedding: kernel 7, stride 4, padding 3, or kernel 3, stride 2, padding 1."""
     return ConvEmbed(in_channels, channels, 2 * stride - 1, stride, padding=stride - 1)
 
 
-def _patches(in_channels: int, channels: int, stride: int) -> nn.Module:
+def _patches(in_channels: int, channels: int, stride: int) -> ConvEmbed:
     embed = PatchEmbed(in_channels, channels, kernel_size=stride, stride=stride)
     he_normal_fan_out_(embed.conv)
     return embed
 
 
-Embed = Callable[[int, int, int], nn.Module]  # arguments: input channels, channels, stride
+Embed = Callable[[int, int, int], ConvEmbed]  # arguments: input channels, channels, stride
 EMBEDS: dict[str, Embed] = {'conv': _overlapping, 'patch': _patches}
 DOWNSAMPLES: dict[str | None, Embed | None] = {'conv': _overlapping, 'patch': _patches, None: None}
 LAYOUT = {'H': LinGloBlock, 'C': LinGloConvBlock}

@@ -275,7 +275,7 @@ class QnAViT(PyramidBackbone):
                 self.downsamples.append(self._downsample_block(settings, i - 1, rate))
             self.stages.append(self._stage(settings, i, rates[i]))
         first = next(block for block in self.modules() if isinstance(block, QnAViTBlock))
-        spread_bias_(first.norm1.bias)  # the release's zero lets padded images overflow
+        spread_bias_(first.norm1)  # the release's zero lets padded images overflow
         self.add_output_norms(NORM_EPS)
 
     def _stage(self, settings: Mapping, i: int, rates: Sequence[float]) -> nn.Sequential:
