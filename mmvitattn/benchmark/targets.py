@@ -218,3 +218,35 @@ def _verdict(
     ratios = [b / o for b, o in zip(best.seconds, ours.seconds, strict=True)]
     ratios = ratios if target.kind == SPEED else [1 / ratio for ratio in ratios]
     return Verdict(target, *quartiles(ratios), baseline=best.name, ours=ours)
+
+
+def find_slower(verdicts: Sequence[Verdict], earlier: Iterable[Mapping]) -> list[str]:
+    """Names the targets at which this run is worse than an earlier one by more than the spread.
+
+    Args:
+        verdicts: of this run.
+        earlier: the entries 'targets' of the report.json of the earlier run.
+
+    Returns:
+        A line for each. The quartiles of both runs must not overlap; figures without quartiles
+        (memory, slopes) must differ by more than 5 %.
+    """
+    lines, before = [], {entry['what']: entry for entry in earlier}
+    for verdict in verdicts:
+        old = before.get(verdict.target.what)
+        if old is None or old['measured'] is None or verdict.measured is None:
+            continue
+        low, high = _range(verdict.measured, verdict.lower, verdict.upper)
+        old_low, old_high = _range(old['measured'], old['lower'], old['upper'])
+        if high < old_low if verdict.target.kind == SPEED else low > old_high:
+            lines.append(
+                f'{verdict.target.what}: {verdict.measured:.3g} {verdict.target.kind}, was '
+                f'{old["measured"]:.3g}'
+            )
+    return lines
+
+
+def _range(measured: float, lower: float | None, upper: float | None) -> tuple[float, float]:
+    if lower is None or upper is None:
+        return measured / 1.025, measured * 1.025
+    return lower, upper

@@ -346,6 +346,38 @@ def test_refusals_name_the_remedy(monkeypatch, root, tmp_path):
         tool.check(args)
 
 
+def test_what_became_slower_by_more_than_the_spread_is_named():
+    def find(kind, before, now):
+        names = ('measured', 'lower', 'upper')
+        target = targets.Target('it', kind, 1.0, ('g', 'c'), 'forward', 'QnA')
+        verdict = targets.Verdict(target, **dict(zip(names, now, strict=True)))
+        earlier = dict(what='it', **dict(zip(names, before, strict=True)))
+        return targets.find_slower([verdict], [earlier, dict(what='another', measured=9.0)])
+
+    assert find(targets.SPEED, (4.0, 3.8, 4.2), (3.5, 3.3, 3.7)) == ['it: 3.5 times as fast, was 4']
+    assert find(targets.SPEED, (4.0, 3.8, 4.2), (3.8, 3.6, 3.9)) == []
+    assert find(targets.SPEED, (4.0, 3.8, 4.2), (5.0, 4.9, 5.1)) == []
+    assert find(targets.TIME, (0.8, 0.78, 0.82), (0.9, 0.88, 0.92)) == [
+        'it: 0.9 of the time, was 0.8'
+    ]
+    assert find(targets.TIME, (0.8, 0.78, 0.82), (0.7, 0.68, 0.72)) == []
+    assert find(targets.MEMORY, (0.10, None, None), (0.11, None, None)) != []
+    assert find(targets.MEMORY, (0.10, None, None), (0.102, None, None)) == []
+    assert find(targets.SPEED, (None, None, None), (3.5, 3.3, 3.7)) == []
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [(None, 'No such file'), ('[]', 'not the report'), ('{"targets": []}', 'it has no targets')],
+)
+def test_a_report_without_targets_is_refused(run_tool, tmp_path, content, message):
+    path = tmp_path / 'report.json'
+    if content is not None:
+        path.write_text(content)
+    done = run_tool(TOOL, 'targets', '--compare', path, status=2)
+    assert message in done.stderr and str(path) in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('command', ['attention', 'backbone', 'compiled', 'detector', 'targets'])
 def test_whole_command(run_tool, tmp_path, command):

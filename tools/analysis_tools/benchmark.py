@@ -10,6 +10,7 @@ from mmvitattn import extras  # noqa: F401  (names the extra of a missing packag
 # isort: split
 import argparse
 import importlib.util
+import json
 import logging
 import sys
 import time
@@ -50,6 +51,9 @@ def parse_args() -> argparse.Namespace:
         command.add_argument('--only', nargs='+', metavar='GROUP', help='only these groups')
         command.add_argument('--no-memory', action='store_true', help='no peak memory, no FLOPs')
         command.add_argument('--quick', action='store_true', help='tiny sizes, to try everything')
+        if name == 'targets':
+            text = 'report.json of an earlier run: names what became slower, status 1 if anything'
+            command.add_argument('--compare', type=Path, metavar='FILE', help=text)
         if name in BATCHES:
             text = 'images; backbones above 224 x 224 take one at a time'
             command.add_argument('--batch', type=_count, default=BATCHES[name], help=text)
@@ -90,11 +94,28 @@ def check(args: argparse.Namespace) -> Path:
             )
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UsageError('--device cuda: torch finds no GPU; leave it out to run on the CPU')
+    if getattr(args, 'compare', None):
+        args.compare = read_targets(args.compare)
     default = f'work_dirs/benchmark/{args.command}-{time.strftime("%Y%m%d-%H%M%S")}'
     folder = args.out_dir or Path(default)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f'--out-dir {folder} already exists: name a new or an empty folder')
     return folder
+
+
+def read_targets(path: Path) -> list[dict]:
+    """The targets in the report.json of an earlier run.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    try:
+        found = json.loads(path.read_text())['targets']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'--compare {path}: not the report of a benchmark ({error})') from None
+    if not found:
+        raise UsageError(f'--compare {path}: it has no targets; `benchmark.py targets` writes some')
+    return found
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Group], list[targets.Target]]:
@@ -125,7 +146,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Group], list[targets.Target]]:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> int:
-    """Measures, writes the report and returns the exit status: 1 if a contestant failed."""
+    """Measures, writes the report and returns the status: 1 if one failed or became slower."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     torch.backends.cudnn.allow_tf32 = False  # full float32 precision, as in matrix products
     groups, aims = plan(args)
@@ -148,7 +169,10 @@ def measure(args: argparse.Namespace, folder: Path) -> int:
     failed = [m for m in measurements if m.failed]
     for m in failed:
         print(f'{m.group}, {m.case}, {m.mode}, {m.name}: {m.left_out}', file=sys.stderr)
-    return 1 if failed else 0
+    slower = targets.find_slower(verdicts, getattr(args, 'compare', None) or ())
+    for line in slower:
+        print(f'slower than before: {line}', file=sys.stderr)
+    return 1 if failed or slower else 0
 
 
 def main() -> None:
