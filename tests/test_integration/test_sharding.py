@@ -1,5 +1,6 @@
 """Training sharded over processes (FSDP2) is that of processes that hold everything."""
 
+import copy
 import os
 import re
 import socket
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.distributed.fsdp
 
+from mmvitattn import build_backbone
 from mmvitattn.checkpoint import load_checkpoint
 from mmvitattn.errors import UsageError
 from mmvitattn.models import LinGlo
@@ -146,6 +148,33 @@ def test_an_old_torch_is_told(train):
 def test_a_class_that_the_model_lacks_is_named(train):
     log, _ = train(SHARDED, 'run', 1, 'strategy.units=QnAViTBlock', status=None)
     assert 'the model has no module of class QnAViTBlock' in log
+
+
+@needs_fully_shard
+@pytest.mark.parametrize(
+    ('name', 'unit'),
+    [('linglo_b0', 'LinGloBlock'), ('qna_vit_tiny', 'QnAViTBlock'), ('sag_tiny', 'SAGBlock')],
+)
+def test_blocks_of_every_family_can_be_units(name, unit, tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    whole = build_backbone(name, drop_path_rate=0.0)
+    sharded, image = copy.deepcopy(whole), torch.randn(2, 3, 64, 70)
+    store = f'file://{tmp_path}/store'
+    torch.distributed.init_process_group('gloo', init_method=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh('cpu', (1,))
+        units = [m for m in sharded.modules() if type(m).__name__ == unit]
+        for module in [*units, sharded]:
+            torch.distributed.fsdp.fully_shard(module, mesh=mesh)
+        for model in (whole, sharded):
+            sum(y.square().mean() * i for i, y in enumerate(model(image), 1)).backward()
+        gradients = [p.grad.full_tensor() for p in sharded.parameters()]
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(units) > 5
+    for own, other in zip(whole.parameters(), gradients, strict=True):
+        assert (own.grad - other).abs().max() <= 1e-5 * own.grad.abs().max()
 
 
 def test_one_process_is_refused(tmp_path):
