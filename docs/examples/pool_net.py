@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mmvitattn.layers import FFN, ConvEmbed
 from mmvitattn.layers.drop_path import DropPath
+from mmvitattn.layers.init import spread_bias_
 from mmvitattn.models.base import PyramidBackbone
 from mmvitattn.models.options import linear_ramp
 from mmvitattn.registry import register_model
@@ -79,6 +80,7 @@ class PoolNet(PyramidBackbone):
         largest = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         rates = linear_ramp(largest, depths)
         self.stem = ConvEmbed(in_channels, channels[0], kernel_size=7, stride=4, padding=3)
+        spread_bias_(self.stem.conv)
         for i in range(self.num_stages):  # stages after the last output are not built
             if i > 0:
                 down = ConvEmbed(channels[i - 1], channels[i], kernel_size=3, stride=2, padding=1)
