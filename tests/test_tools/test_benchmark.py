@@ -382,13 +382,16 @@ def test_a_report_without_targets_is_refused(run_tool, tmp_path, content, messag
 @pytest.mark.parametrize('command', ['attention', 'backbone', 'compiled', 'detector', 'targets'])
 def test_whole_command(run_tool, tmp_path, command):
     # Memory is measured in a process for each contestant, which takes most of the time.
-    options = [] if command == 'targets' else ['--no-memory']
-    _, data = report_of(run_tool, tmp_path / 'new', command, *options)
+    _, data = report_of(run_tool, tmp_path / 'new', command, '--no-memory')
     left_out = {m['name']: m['left_out'] for m in data['measurements'] if m['left_out']}
     assert not left_out
     differences = [m['difference'] for m in data['measurements'] if m['difference'] is not None]
     assert differences or command == 'detector'
     assert max(differences, default=0) < 1e-4  # batch norms of few positions round much
     if command == 'targets':
+        measured = [target['measured'] is not None for target in data['targets']]
+        assert measured == [t['kind'] != targets.MEMORY for t in data['targets']]
+        assert len(measured) == 32
+        _, data = report_of(run_tool, tmp_path / 'memory', command, '--only', 'window')
         assert all(target['measured'] is not None for target in data['targets'])
-        assert len(data['targets']) == 32
+        assert targets.MEMORY in {target['kind'] for target in data['targets']}
