@@ -142,7 +142,8 @@ def _tiny_imagenet_classes(root: Path) -> list[str]:
 def _tiny_imagenet_labels(root: Path) -> dict[str, str]:
     """Class of each validation picture, from the official list; '' where a line has none."""
     lines = (root / 'val/val_annotations.txt').read_text().splitlines()
-    return {(parts := line.split('\t'))[0]: ''.join(parts[1:2]) for line in lines if line.strip()}
+    rows = [line.split('\t') for line in lines if line.strip()]
+    return {row[0]: row[1] if len(row) > 1 else '' for row in rows}
 
 
 def _list_tiny_imagenet_labels(root: Path) -> None:

@@ -67,11 +67,9 @@ class ShardedStrategy(DDPStrategy):
 
     def save_checkpoint(self, filename: str, **kwargs: Any) -> None:
         """Gathers the state from all processes; the main one writes it."""
-        optimizer = getattr(self, 'optim_wrapper', None)
-        self._gathered = (
-            _gather(self.model.state_dict()),
-            _gather(optimizer.state_dict()) if optimizer else {},
-        )
+        whole = kwargs.get('save_optimizer', True) and hasattr(self, 'optim_wrapper')
+        optimizer = self.optim_wrapper.state_dict() if whole else {}
+        self._gathered = _gather(self.model.state_dict()), _gather(optimizer)
         try:
             super().save_checkpoint(filename, **kwargs)
         finally:

@@ -36,6 +36,7 @@ QUICK_ROUNDS = 2
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.set_defaults(compare=None)
     commands = parser.add_subparsers(dest='command', required=True)
     for name, text in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -94,7 +95,7 @@ def check(args: argparse.Namespace) -> Path:
             )
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UsageError('--device cuda: torch finds no GPU; leave it out to run on the CPU')
-    if getattr(args, 'compare', None):
+    if args.compare:
         args.compare = read_targets(args.compare)
     default = f'work_dirs/benchmark/{args.command}-{time.strftime("%Y%m%d-%H%M%S")}'
     folder = args.out_dir or Path(default)
@@ -169,7 +170,7 @@ def measure(args: argparse.Namespace, folder: Path) -> int:
     failed = [m for m in measurements if m.failed]
     for m in failed:
         print(f'{m.group}, {m.case}, {m.mode}, {m.name}: {m.left_out}', file=sys.stderr)
-    slower = targets.find_slower(verdicts, getattr(args, 'compare', None) or ())
+    slower = targets.find_slower(verdicts, args.compare or ())
     for line in slower:
         print(f'slower than before: {line}', file=sys.stderr)
     return 1 if failed or slower else 0
