@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
 JOBS ?= 2
 comma := ,
+# Where it is set, each process compiles all that it imports again: 3,000 modules, several seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 # torch and torchvision come together, from one index: wheels of different ones do not fit.
 TORCH_onedl := torch==2.14.1 torchvision==0.29.1
