@@ -43,12 +43,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 # A run of its own: Triton decides at import whether its interpreter runs the kernels.
 TRITON_TESTS := TRITON_INTERPRET=1 $(PYTEST) --dist load tests/test_ops/test_triton_kernels.py
 
-.PHONY: help install smoke demo test test-slow campaign lint format docs
+.PHONY: help install smoke demo test test-slow campaign gpu lint format docs
 
 help:
 	@echo 'make demo   train, evaluate and draw a detector on the embedded data set'
 	@echo 'make test   lint, types and the test suite; make test-slow  the long tests'
 	@echo 'make campaign  mutated files and killed processes, up to 15 minutes'
+	@echo 'make gpu    the kernels on a GPU: correctness and speed, 9 minutes; see docs/speed.md'
 	@echo 'make smoke  install into a temporary environment, one training step; also with STACK=none'
 	@echo 'make docs   the documentation as HTML, with an API reference, in build/docs'
 	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
@@ -100,6 +101,10 @@ FUZZ := OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/fuzz.py
 campaign: $(INSTALLED)
 	timeout 900 bash -c '$(FUZZ) --count 2000 torch_zip torch_legacy flax safetensors && \
 	  $(FUZZ) --count 1000 coco pictures && $(BIN)/python tests/campaigns/kill_ranks.py --kills 10'
+
+# On the machine with the GPU, with the Python at hand: PyTorch 2.11, Triton and timm suffice.
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) tools/analysis_tools/gpu_report.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

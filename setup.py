@@ -24,7 +24,7 @@ class BuildWithResources(build_py):
         target = Path(self.build_lib) / 'mmvitattn' / '.mim'
         shutil.rmtree(target, ignore_errors=True)  # of an earlier build
         for folder in ('configs', 'tools'):
-            ignored = shutil.ignore_patterns('__pycache__', 'benchmark.py')
+            ignored = shutil.ignore_patterns('__pycache__', 'benchmark.py', 'gpu_report.py')
             shutil.copytree(ROOT / folder, target / folder, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target)
 

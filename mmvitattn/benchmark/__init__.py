@@ -1,7 +1,7 @@
 """Time and memory of our attention layers, backbones and detectors, compared with others'.
 
-``tools/analysis_tools/benchmark.py`` runs it. It is part of a clone and of an editable
-installation, but not of the wheel. In reading order:
+``tools/analysis_tools/benchmark.py`` and ``gpu_report.py`` run it. It is part of a clone and of an
+editable installation, but not of the wheel. In reading order:
 
 - here: what a contestant, a case and a group of cases are;
 - ``layers``, ``models``: the contestants, as tables, and the sizes at which they are compared;
@@ -9,7 +9,8 @@ installation, but not of the wheel. In reading order:
 - ``targets``: the figures that are aimed at;
 - ``measure``: one call, and the run over all groups with interleaved timing; ``machine``: timer,
   memory allocator, peak memory, and the rates that the machine reaches;
-- ``report``: Markdown, JSON and pictures.
+- ``report``: Markdown, JSON and pictures;
+- ``gpu``: whether the kernels are correct on a GPU.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -44,7 +44,7 @@ def conditions(options: Options, rates: Rates) -> dict[str, Any]:
         'threads': options.threads,
         'torch': torch.__version__,
         'python': platform.python_version(),
-        'allocator': KEEP_FREED,
+        'allocator': KEEP_FREED if options.device.type == 'cpu' else {},
         'seconds_per_case': options.seconds,
         'rounds': options.rounds,
         'rates': dict(rates),
@@ -84,6 +84,9 @@ def as_markdown(results: Results) -> str:
     about = results.conditions
     rates = about['rates']
     settings = ', '.join(f'M_{name} = {value}' for name, value in about['allocator'].items())
+    between = f'with an allocator that keeps freed memory (mallopt: {settings})'
+    if not settings:
+        between = 'with the L2 cache of the GPU overwritten between them'
     lines = [
         f'`{about["command"]}`',
         '',
@@ -92,15 +95,14 @@ def as_markdown(results: Results) -> str:
         f'product {rates["matmul_flops"] / 1e9:.0f} GFLOP/s, depth-wise 7 x 7 convolution '
         f'{rates["depthwise_flops"] / 1e9:.0f} GFLOP/s.',
         '',
-        'All contestants ran in one process, one after another in rounds of random order, with an '
-        f'allocator that keeps freed memory (mallopt: {settings}). Times are medians (quartiles) '
-        'of the rounds, ratios medians of the ratios within a round. Peak memory is that of one '
-        'call, in addition to weights and inputs. Forward: evaluation, inference mode; '
-        'forward+backward: training, all gradients (of an image: none). A multiply-add counts as 2 '
-        'FLOPs, a backward as twice the forward. Copy share: bytes of inputs and outputs over '
-        'time, relative to the rate of a copy. Least ms: the longer of the time that these bytes '
-        'take at the rate of a copy, and the FLOPs (matrix products and convolutions) at the rate '
-        'of a matrix product.',
+        'All contestants ran in one process, one after another in rounds of random order, '
+        f'{between}. Times are medians (quartiles) of the rounds, ratios medians of the ratios '
+        'within a round. Peak memory is that of one call, in addition to weights and inputs. '
+        'Forward: evaluation, inference mode; forward+backward: training, all gradients (of an '
+        'image: none). A multiply-add counts as 2 FLOPs, a backward as twice the forward. Copy '
+        'share: bytes of inputs and outputs over time, relative to the rate of a copy. Least ms: '
+        'the longer of the time that these bytes take at the rate of a copy, and the FLOPs (matrix '
+        'products and convolutions) at the rate of a matrix product.',
     ]
     if results.verdicts:
         lines += ['', '## Targets', '', *_verdict_table(results.verdicts, rates)]

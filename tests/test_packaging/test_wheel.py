@@ -9,6 +9,7 @@ import zipfile
 import pytest
 
 pytestmark = pytest.mark.slow
+CLONE_ONLY = ('benchmark.py', 'gpu_report.py')
 NOT_SOURCES = ('.*', 'data', 'work_dirs', 'checkpoints', 'build', 'dist', '*.egg-info')
 
 
@@ -61,7 +62,7 @@ def test_contents(wheel, sources):
         expected = {
             f'mmvitattn/.mim/{path.relative_to(sources).as_posix()}'
             for path in (sources / folder).rglob('*')
-            if path.is_file() and '__pycache__' not in path.parts and path.name != 'benchmark.py'
+            if path.is_file() and '__pycache__' not in path.parts and path.name not in CLONE_ONLY
         }
         found = {name for name in names if name.startswith(f'mmvitattn/.mim/{folder}/')}
         assert found == expected
