@@ -20,7 +20,8 @@ def faults():
     torch.ones(64, 1 << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(process.describe(), min(faults() for _ in range(6)), sep='\\n')
+# A freed buffer may lack the few bytes of the alignment until its neighbours are freed as well.
+print(process.describe(), min(faults() for _ in range(40)), sep='\\n')
 """
 OTHERS_RUN = process.others_run
 USER = [*process._OPENMP, 'MALLOC_ARENA_MAX', 'GLIBC_TUNABLES', 'LD_PRELOAD', process.ENV_NAME]
