@@ -11,7 +11,7 @@ EXTRAS = {
     'onedl': ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
     'tools': ('cv2', 'matplotlib', 'PIL', 'pycocotools', 'tqdm', 'yaml'),
     'convert': ('msgpack',),
-    'export': ('onnx', 'onnxruntime', 'onnxscript', 'safetensors'),
+    'export': ('onnx', 'onnxruntime', 'onnxscript'),
     'timm': ('timm',),
     'hf': ('huggingface_hub',),
     'demo': ('gradio',),

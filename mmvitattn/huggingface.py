@@ -6,7 +6,6 @@ from typing import Any
 from torch import Tensor, nn
 
 try:
-    import safetensors  # noqa: F401  (the mixin's format of weights)
     from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(

@@ -2,7 +2,8 @@
 
 ``timm.create_model('linglo_b0', features_only=True)`` then returns the feature maps of
 :func:`mmvitattn.build_backbone`, and without ``features_only`` a classifier. Libraries that build
-on timm find the names, too. There are no pretrained weights to download.
+on timm find the names, too. ``linglo_b0.tiny_imagenet`` has pretrained weights, which this package
+contains; the other names have none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ except ModuleNotFoundError as error:
         f'mmvitattn.timm needs {error.name}: pip install "mmvitattn[timm]"', name=error.name
     ) from None
 
+from .checkpoint.published import published_path
 from .layers.init import trunc_normal_
 from .models.base import FeatureInfo
 from .zoo import build_backbone, families
@@ -250,8 +252,20 @@ ARCHS = {
     for family, cls in families().items()
     for arch, settings in cls.arch_zoo.items()
 }
+TAGGED: dict[str, Any] = {
+    'linglo_b0.tiny_imagenet': dict(
+        _default_cfg('linglo', {}),
+        file=str(published_path('linglo-b0_tiny-imagenet')),
+        input_size=(3, 64, 64),
+        pool_size=(2, 2),
+        num_classes=202,
+        crop_pct=1.0,
+        interpolation='bicubic',
+    )
+}
+# The star, after the tags with weights, makes the name alone mean the model without weights.
 default_cfgs = generate_default_cfgs(
-    {name: _default_cfg(family, settings) for name, (family, _, settings) in ARCHS.items()}
+    TAGGED | {f'{name}.*': _default_cfg(family, arch) for name, (family, _, arch) in ARCHS.items()}
 )
 for _name, (_, _cls, _settings) in ARCHS.items():
     globals()[_name] = register_model(_entrypoint(_name, len(_settings[_cls.stage_keys[0]])))

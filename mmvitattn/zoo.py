@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import models  # noqa: F401  (registers the families)
-from .checkpoint import load_backbone_weights, load_checkpoint
+from .checkpoint import find_published, load_backbone_weights, load_checkpoint
 from .models.base import PyramidBackbone
 from .official import load_official
 from .registry import MODELS
@@ -45,7 +45,8 @@ def build_backbone(
             are missing, as in a classifier's checkpoint, keep their initial values. The backbone
             is switched to the deploy form if the checkpoint has that form. 'official' stands for
             the weights that the authors published (:mod:`mmvitattn.official`), which must have
-            been downloaded; they need not be converted.
+            been downloaded; they need not be converted. 'tiny-imagenet' stands for those that this
+            package contains (``linglo_b0`` only).
         options: options of the backbone's class: ``out_indices``, ``in_channels``,
             ``frozen_stages``, ``drop_path_rate`` ... An ``init_cfg`` needs MMEngine and is
             applied immediately.
@@ -88,6 +89,7 @@ def _build_pretrained(name: str, options: dict[str, Any], source: str | Path) ->
     if source == 'official':
         checkpoint, source = load_official(name)
     else:
+        source = find_published(name, str(source)) or source
         checkpoint = load_checkpoint(source)
     deploy = options.pop('deploy', False)  # the checkpoint may have either form
     backbone = _archs()[name][0](**options)

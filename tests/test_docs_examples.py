@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 
+import cv2
 import pytest
 import torch
+import torch.nn.functional as F
 
+from mmvitattn import build_backbone
+from mmvitattn.checkpoint import load_checkpoint
 from mmvitattn.layers import RPCPE
 
 
@@ -45,6 +49,39 @@ def test_autoencoders_are_compared(root, tmp_path):
     assert len(rows) == 4 and (tmp_path / 'autoencoder.png').stat().st_size > 10_000
     sizes = [int(size.replace(',', '')) for _, size, _ in rows]
     assert max(sizes) < 1.1 * min(sizes)
+
+
+def own_labels(images):
+    """Classes that the weights of the package predict."""
+    weights = load_checkpoint('mmvitattn://linglo-b0_tiny-imagenet')['state_dict']
+    backbone = build_backbone('linglo_b0', pretrained='tiny-imagenet', out_indices=-1).eval()
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in ((123.675, 116.28, 103.53), (58.4, 57.1, 57.4))
+    )
+    with torch.no_grad():
+        maps = backbone((images.float().permute(0, 3, 1, 2) - mean) / std)[0]
+    head = (weights[f'head.fc.{name}'].float() for name in ('weight', 'bias'))
+    return F.linear(maps.mean((2, 3)), *head).argmax(1).tolist()
+
+
+@pytest.mark.slow
+def test_uniform_saliency(root, tmp_path):
+    """As trained, all pictures get the labels that the weights predict; without context, not."""
+    torch.manual_seed(0)
+    coarse = torch.rand(12, 3, 4, 4)
+    images = (255 * F.interpolate(coarse, size=64, mode='bicubic')).clamp(0, 255)
+    images = images.permute(0, 2, 3, 1).byte()  # RGB
+    folder = tmp_path / 'data/val/images'
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images.numpy()):
+        cv2.imwrite(str(folder / f'{i}.png'), image[..., ::-1])
+    labels = [f'{i}.png {label}' for i, label in enumerate(own_labels(images))]
+    (tmp_path / 'data/val_labels.txt').write_text('\n'.join(labels))
+    program = root / 'docs/examples/uniform_saliency.py'
+    printed = run([program, '--data-root', tmp_path / 'data'], tmp_path)
+    rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) \|$', printed, re.MULTILINE)
+    assert len(rows) == 7 and rows[0] == ('as trained', '100.00', '100.00')
+    assert rows[-1][0] == 'no global context' and float(rows[-1][1]) < 100
 
 
 @pytest.mark.slow

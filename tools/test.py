@@ -15,6 +15,7 @@ import mmvitattn  # noqa: F401  (registers the backbones, and mmcv's ops where i
 from mmvitattn import cli
 from mmvitattn.checkpoint import load_checkpoint, use_safe_loading
 from mmvitattn.checkpoint.pretrained import drop_pretrained
+from mmvitattn.checkpoint.published import SCHEME
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training import checks
 
@@ -25,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description='Evaluate a model')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('checkpoint', help='checkpoint file, or mmvitattn://NAME')
     cli.add_common_arguments(parser)
     parser.add_argument('--out', metavar='FILE.pkl', help='write the predictions there')
     parser.add_argument('--show-dir', help='new or empty folder for pictures of the predictions')
@@ -43,7 +44,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
         UsageError: if the user has to correct something before the evaluation can start.
     """
     cfg = cli.load_config(args)
-    if not Path(args.checkpoint).is_file():
+    if not args.checkpoint.startswith(SCHEME) and not Path(args.checkpoint).is_file():
         raise UsageError(f'there is no checkpoint {args.checkpoint}')
     cfg.load_from = args.checkpoint
     checks.check_data(cfg, ('test',))

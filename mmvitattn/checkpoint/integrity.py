@@ -27,13 +27,20 @@ def hash_in_name(name: str) -> str | None:
     return found and found.group(1)
 
 
-def check_hash(path: Path) -> None:
-    """Compares a file with the SHA-256 in its name, if the name contains one.
+def check_hash(path: Path, expected: str | None = None) -> None:
+    """Compares a file with its SHA-256, if one is known.
+
+    Args:
+        path: the file.
+        expected: the first or all digits; default: those in the file's name, if it contains some.
 
     Raises:
         CheckpointError: if they differ.
     """
-    expected = hash_in_name(path.name)
+    source, remedy = 'as published', ''
+    if expected is None:
+        source, remedy = 'as its name says', ', or rename it if these digits are something else'
+    expected = expected or hash_in_name(path.name)
     if expected is None:
         return
     digest = hashlib.sha256()
@@ -43,8 +50,8 @@ def check_hash(path: Path) -> None:
     found = digest.hexdigest()[: len(expected)]
     if found != expected:
         raise CheckpointError(
-            f'{path}: its SHA-256 begins with {found}, not with {expected} as its name says: '
-            f'{DAMAGED}, or rename it if these digits are something else'
+            f'{path}: its SHA-256 begins with {found}, not with {expected} {source}: '
+            f'{DAMAGED}{remedy}'
         )
 
 

@@ -13,6 +13,7 @@ import torch
 from ..errors import CheckpointError
 from .integrity import check_content, check_hash, hash_in_name
 from .objects import MMENGINE
+from .published import SCHEME, published_file
 from .torch_pickle import read_torch_pickle
 
 CLOUD = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')  # the prefixes that MMEngine registers
@@ -25,7 +26,7 @@ def load_checkpoint(
 
     Args:
         path: the file, in the safetensors format if it ends in ``.safetensors``, otherwise in that
-            of ``torch.save``.
+            of ``torch.save``; or ``mmvitattn://NAME``, weights that the package contains.
         trust: also read a file with other objects than tensors, plain data and those of MMEngine;
             such a file can run any code. Its checksums are not verified.
         map_location: device of the tensors, as for :func:`torch.load`.
@@ -37,7 +38,7 @@ def load_checkpoint(
         CheckpointError: if the file is missing, damaged, contains an object that is not allowed,
             or weights that are NaN or infinite.
     """
-    path = Path(path)
+    path = published_file(str(path)) if str(path).startswith(SCHEME) else Path(path)
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
     if not trust:
@@ -51,10 +52,8 @@ def load_checkpoint(
 
 
 def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise CheckpointError(f'{path}: pip install safetensors') from None
+    from safetensors import SafetensorError, safe_open  # only for files of this format
+
     device = str(map_location) if isinstance(map_location, str | torch.device) else 'cpu'
     try:
         with safe_open(path, framework='pt', device=device) as file:
@@ -71,6 +70,16 @@ def _from_json(text: str) -> Any:
         return json.loads(text) if text.startswith(('{', '[')) else text
     except ValueError:
         return text
+
+
+def register_published() -> None:
+    """Lets MMEngine load ``mmvitattn://NAME``, in any config."""
+    from mmengine.runner import CheckpointLoader
+
+    def load_published(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return load_checkpoint(filename, map_location=map_location)
+
+    CheckpointLoader.register_scheme(SCHEME, load_published, force=True)
 
 
 def use_safe_loading(
@@ -109,7 +118,8 @@ def use_safe_loading(
         )
 
     register = CheckpointLoader.register_scheme
-    register('', load_from_local, force=True)
+    for prefix in ('', SCHEME):
+        register(prefix, load_from_local, force=True)
     register(('http://', 'https://'), load_from_http, force=True)
     if not trust:
         register(CLOUD, load_from_cloud, force=True)

@@ -231,6 +231,8 @@ class PyramidBackbone(BaseModule):
     def _load_from_state_dict(
         self, state_dict: MutableMapping[str, Tensor], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        if not prefix:
+            _keep_backbone(state_dict)
         self.resize_tables(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -296,6 +298,16 @@ class PyramidBackbone(BaseModule):
                 f'{name} takes images of at least {self.min_size} x {self.min_size} pixels, got '
                 f'{image.shape[2]} x {image.shape[3]}; resize or pad them'
             )
+
+
+def _keep_backbone(state_dict: MutableMapping[str, Tensor]) -> None:
+    """Reduces the weights of a model with a backbone to the backbone's, in place."""
+    prefix = 'backbone.'
+    if any(name.startswith(prefix) for name in state_dict):
+        for name in list(state_dict):
+            weight = state_dict.pop(name)
+            if name.startswith(prefix):
+                state_dict[name.removeprefix(prefix)] = weight
 
 
 def _recompute_contexts(block: nn.Module):

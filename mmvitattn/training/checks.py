@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ..checkpoint import load_checkpoint
 from ..checkpoint.pretrained import pretrained_files
+from ..checkpoint.published import SCHEME
 from ..datasets.layouts import LAYOUTS
 from ..errors import UsageError
 from ..official import official_weights_for
@@ -159,7 +160,8 @@ def check_checkpoints(cfg: MutableMapping, trust: bool) -> dict[str, dict[str, A
     """
     start, resume = cfg.get('load_from'), cfg.get('resume')
     paths = [*pretrained_files(cfg), *([start] if start else ())]
-    loaded = {path: load_checkpoint(path, trust) for path in paths if '://' not in path}
+    local = [path for path in paths if '://' not in path or path.startswith(SCHEME)]
+    loaded = {path: load_checkpoint(path, trust) for path in local}
     if resume and start and start in loaded:
         check_progress(start, loaded[start])
     elif resume and not start and (found := find_resumable(cfg['work_dir'], trust)):

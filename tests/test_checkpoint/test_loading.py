@@ -18,6 +18,7 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import CheckpointLoader
+from safetensors.torch import save_file
 
 from mmvitattn.checkpoint import load_checkpoint, use_safe_loading
 from mmvitattn.errors import UsageError
@@ -234,11 +235,10 @@ def test_damaged_files_give_one_clear_error(tmp_path, suffix, trust):
 
 
 def test_safetensors(tmp_path):
-    safetensors = pytest.importorskip('safetensors.torch')
     path = tmp_path / 'weights.safetensors'
     weights = dict(a=torch.randn(2, 3), b=torch.arange(3))
     meta = dict(arch='b0', dataset_meta='{"classes": ["cat"]}', note='[sic')
-    safetensors.save_file(weights, path, metadata=meta)
+    save_file(weights, path, metadata=meta)
     read = load_checkpoint(path)
     assert all(torch.equal(read['state_dict'][name], weights[name]) for name in weights)
     assert read['meta'] == dict(arch='b0', dataset_meta=dict(classes=['cat']), note='[sic')

@@ -221,13 +221,15 @@ def test_bfloat16_autocast_is_finite(case):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize('prefix', ['', 'backbone.'])
-def test_init_cfg_changes_every_parameter(case, prefix, tmp_path):
+@pytest.mark.parametrize('options', [None, {}, dict(prefix='backbone.')])
+def test_init_cfg_changes_every_parameter(case, options, tmp_path):
+    """From weights of the backbone, or of a model that contains it, with and without a prefix."""
     source = {n: p.detach() + 1 for n, p in case.backbone.named_parameters()}
-    torch.save({'state_dict': {prefix + n: p for n, p in source.items()}}, tmp_path / 'file.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'))
-    if prefix:
-        init_cfg['prefix'] = prefix
+    state = source
+    if options is not None:
+        state = {f'backbone.{n}': p for n, p in source.items()} | {'head.weight': torch.ones(2)}
+    torch.save({'state_dict': state}, tmp_path / 'file.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), **options or {})
     model = case.build(init_cfg=init_cfg)
     model.init_weights()
     for name, parameter in model.named_parameters():

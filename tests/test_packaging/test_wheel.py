@@ -90,6 +90,25 @@ def test_configs_are_found(installed, tmp_path):
     assert path.startswith(str(installed)) and (backbone, arch) == ('mmvitattn.LinGlo', 'b0')
 
 
+WEIGHTS = """
+import mmvitattn
+from mmengine.registry import MODELS
+address = 'mmvitattn://linglo-b0_tiny-imagenet'
+init_cfg = dict(type='Pretrained', checkpoint=address)
+model = MODELS.build(dict(type='mmvitattn.LinGlo', arch='b0', init_cfg=init_cfg))
+model.init_weights()
+same = mmvitattn.build_backbone('linglo_b0', pretrained='tiny-imagenet')
+assert model.stem[1].weight.equal(same.stem[1].weight) and same.stem[1].weight.std() > 0
+print(mmvitattn.__file__)
+"""
+
+
+def test_weights_are_found_in_an_empty_folder(installed, tmp_path):
+    done = python(installed, '-c', WEIGHTS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(installed))
+
+
 def test_tools_run(installed, tmp_path):
     done = python(installed, '-m', 'mmvitattn', cwd=tmp_path)
     assert done.returncode == 0 and '  train ' in done.stdout, done.stderr

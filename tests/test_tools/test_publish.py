@@ -58,8 +58,6 @@ def test_published_file(suffix, trained, run_tool, tmp_path):
     src, average, last = trained
     assert not torch.equal(average['linear.weight'], last['linear.weight'])
     assert 'optimizer' in load_checkpoint(src)
-    if suffix == '.safetensors':
-        pytest.importorskip('safetensors', reason='extra [export]')
     output = run_tool(PUBLISH, src, tmp_path / f'toy{suffix}').stdout
     assert 'the average (EMA)' in output
     assert 'dropped: ema_state_dict, message_hub, optimizer' in output
@@ -90,6 +88,27 @@ def test_names_and_memory_are_plain(run_tool, tmp_path):
     (path,) = (tmp_path / 'out').iterdir()
     state = load_checkpoint(path)['state_dict']
     assert state['b'].tolist() == [2, 3, 4, 5] and state['a'].untyped_storage().nbytes() == 8
+
+
+def test_half_precision_without_the_paths_of_the_machine(run_tool, tmp_path):
+    weights = dict(weight=torch.randn(3, 3), count=torch.tensor(5), large=torch.tensor([65504.0]))
+    cfg = (
+        "epochs = 2\nload_from = '/home/me/a.pth'\nmodel = dict(\n    load_from=3)\nresume = True\n"
+    )
+    cfg += "work_dir = './work'\n"
+    torch.save(dict(state_dict=weights, meta=dict(cfg=cfg, epoch=2)), tmp_path / 'src.pth')
+    (tmp_path / 'out').mkdir()
+    run_tool(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out/x.safetensors', '--half')
+    (path,) = (tmp_path / 'out').iterdir()
+    published = load_checkpoint(path)
+    for name, tensor in published['state_dict'].items():
+        expected = weights[name].half() if name != 'count' else weights[name]
+        assert tensor.dtype == expected.dtype and torch.equal(tensor, expected)
+    assert published['meta']['cfg'] == 'epochs = 2\nmodel = dict(\n    load_from=3)\n'
+    torch.save(dict(state_dict=dict(a=torch.tensor([1e5]))), tmp_path / 'src.pth')
+    done = run_tool(PUBLISH, tmp_path / 'src.pth', tmp_path / 'out/y.pth', '--half', status=2)
+    assert 'values of a are too large for float16' in done.stderr
+    assert list((tmp_path / 'out').iterdir()) == [path]
 
 
 def test_publishing_refuses(run_tool, tmp_path):
