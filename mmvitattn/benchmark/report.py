@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ..errors import UsageError
 from ..process import KEEP_FREED
 from . import FORWARD, MODES, Group, machine
 from .measure import Measurement, Options, quartiles
@@ -19,6 +21,22 @@ from .targets import SPEED, Slope, Verdict
 
 MIB = 1 << 20
 Rates = Mapping[str, float]
+
+
+def choose_folder(out_dir: Path | None, default: str) -> Path:
+    """The folder for a report: ``out_dir``, or one of its own in ``work_dirs``.
+
+    Args:
+        out_dir: what the user asks for, if anything.
+        default: begins the path in ``work_dirs``; the time is added.
+
+    Raises:
+        UsageError: if it is not a new or empty folder.
+    """
+    folder = out_dir or Path(f'work_dirs/{default}{time.strftime("%Y%m%d-%H%M%S")}')
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f'--out-dir {folder} already exists: name a new or an empty folder')
+    return folder
 
 
 class Results(NamedTuple):

@@ -38,10 +38,11 @@ def load_checkpoint(
         CheckpointError: if the file is missing, damaged, contains an object that is not allowed,
             or weights that are NaN or infinite.
     """
-    path = published_file(str(path)) if str(path).startswith(SCHEME) else Path(path)
+    is_published = str(path).startswith(SCHEME)
+    path = published_file(str(path)) if is_published else Path(path)  # the former is compared
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path}')
-    if not trust:
+    if not (trust or is_published):
         check_hash(path)
     if path.suffix == '.safetensors':
         checkpoint = _read_safetensors(path, map_location)

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -97,11 +96,7 @@ def check(args: argparse.Namespace) -> Path:
         raise UsageError('--device cuda: torch finds no GPU; leave it out to run on the CPU')
     if args.compare:
         args.compare = read_targets(args.compare)
-    default = f'work_dirs/benchmark/{args.command}-{time.strftime("%Y%m%d-%H%M%S")}'
-    folder = args.out_dir or Path(default)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'--out-dir {folder} already exists: name a new or an empty folder')
-    return folder
+    return report.choose_folder(args.out_dir, f'benchmark/{args.command}-')
 
 
 def read_targets(path: Path) -> list[dict]:

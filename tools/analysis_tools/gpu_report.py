@@ -56,9 +56,7 @@ def check(args: argparse.Namespace) -> tuple[torch.device, Path]:
         raise UsageError(
             'torch finds no GPU; TRITON_INTERPRET=1 with --quick tries everything on a CPU'
         )
-    folder = args.out_dir or Path(f'work_dirs/gpu/{time.strftime("%Y%m%d-%H%M%S")}')
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'--out-dir {folder} already exists: name a new or an empty folder')
+    folder = tables.choose_folder(args.out_dir, 'gpu/')
     return torch.device('cpu' if interpreted else 'cuda'), folder
 
 
