@@ -20,6 +20,7 @@ if hasattr(torch.compiler, 'is_compiling'):
     is_compiling = torch.compiler.is_compiling
 else:  # torch 2.1
     from torch._dynamo import is_compiling
+HAS_OPERATORS = hasattr(torch.library, 'register_autograd')  # torch 2.4: operators of our own
 is_torch_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # torch 2.7
 
 ENV_NAME = 'MMVITATTN_IMPL'
@@ -174,6 +175,13 @@ def precise_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if one of the tensors has it, else float32."""
     # Not torch.promote_types, which torch.compile of torch 2.1 cannot trace.
     return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
+
+
+def cpu_autocast_dtype() -> torch.dtype:
+    """The type to which autocast on CPUs casts, if it is enabled."""
+    if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4; the older name cannot be compiled
+        return torch.get_autocast_dtype('cpu')
+    return torch.get_autocast_cpu_dtype()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

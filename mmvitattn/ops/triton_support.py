@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import Implementation, is_exporting
+from .dispatch import HAS_OPERATORS, Implementation, is_exporting
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'yes', 'on', 'y')
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -22,7 +22,7 @@ _CUDA_ONLY = 'runs on CUDA devices only'
 
 
 def _why_unavailable() -> str | None:
-    if not hasattr(torch.library, 'register_autograd'):
+    if not HAS_OPERATORS:
         return f'needs PyTorch 2.4 (torch.library.custom_op), this is {torch.__version__}'
     if torch.version.cuda is None and not INTERPRETED:
         return 'this PyTorch is built without CUDA'

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from mmvitattn.ops import explain, force, learned_query_attention, learned_query_scores
-from mmvitattn.ops.dispatch import chosen
+from mmvitattn.ops.dispatch import HAS_OPERATORS, chosen
 from mmvitattn.ops.learned_query.convolution import MAX_SPREAD
-from mmvitattn.ops.learned_query.operator import HAS_OPERATORS
 from mmvitattn.ops.reference import learned_query_attention as reference
 
 IMPLEMENTATIONS = ['convolution', 'offset_loop', 'window_stack']

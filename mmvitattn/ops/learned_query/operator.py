@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..dispatch import is_compiling, is_exporting
+from ..dispatch import HAS_OPERATORS, is_compiling, is_exporting
 from ..triton_support import save_inputs
 from . import convolution, offset_loop
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
 
-HAS_OPERATORS = hasattr(torch.library, 'register_autograd')  # torch 2.4
 _INPUTS = 'Tensor scores, Tensor values, Tensor bias, Tensor scale, int kernel_size, int stride'
 
 
