@@ -1,5 +1,5 @@
-# A small RetinaNet, trained on the embedded data set in minutes on two CPU cores. It starts from the
-# weights in the package; with `tools/train.py ... --from-scratch` it does not.
+# A small RetinaNet, trained on the embedded data set in minutes on two CPU cores. It starts from
+# the weights in the package; with `tools/train.py ... --from-scratch` it does not.
 _base_ = [
     '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/shapes_detection.py',

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dispatch import is_traced
+from ..ops.dispatch import cpu_autocast_dtype, is_traced
 from .init import trunc_normal_
 
 TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
@@ -58,7 +58,7 @@ class FFN(nn.Module):
         unknown_reach = self.position is not None and not hasattr(self.position, 'reach')
         if self.training or torch.is_grad_enabled() or self.gate is not None or unknown_reach:
             return False
-        if is_traced() or torch.is_autocast_cpu_enabled():
+        if is_traced():
             return False
         hidden_values = x[..., 0].numel() * self.fc1.out_features
         return x.device.type == 'cpu' and hidden_values > 2 * TILE
@@ -68,7 +68,7 @@ class FFN(nn.Module):
         row_values = width * self.fc1.out_features
         images = max(1, TILE // (height * row_values))
         rows = max(1, TILE // (images * row_values))
-        output = torch.empty_like(x)
+        output = torch.empty_like(x, dtype=_result_dtype(x))
         for i in range(0, batch, images):
             for top, hidden in self._tiles(x[i : i + images], rows):
                 y = self.fc2(self.activation(hidden))
@@ -78,15 +78,17 @@ class FFN(nn.Module):
     def _tiles(self, x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
         """First row and encoded hidden map of each band of ``rows`` rows."""
         reach = getattr(self.position, 'reach', 0)
-        kept, first = x.new_empty(len(x), 0, x.shape[2], self.fc1.out_features), 0
+        kept: Tensor | None = None
+        first = 0  # row of ``kept``
         for top in range(0, x.shape[1], rows):
             # Rows that the next band needs, too, are kept instead of being computed twice.
             begin = top + reach if top else 0
             hidden = self.fc1(x[:, begin : top + rows + reach])
-            hidden = torch.cat([kept, hidden], dim=1) if kept.shape[1] else hidden
+            hidden = hidden if kept is None else torch.cat([kept, hidden], dim=1)
             yield top, _on_images(self.position, hidden)[:, top - first :][:, :rows]
             first_of_next = max(0, top + rows - reach)
-            kept, first = hidden[:, first_of_next - first :], first_of_next
+            kept = hidden[:, first_of_next - first :] if reach else None
+            first = first_of_next
 
 
 class TanhGELU(nn.GELU):
@@ -108,6 +110,11 @@ class TanhGELU(nn.GELU):
         # The square may overflow: then the sigmoid is 0 or 1, as it should be.
         slope, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
         return x.square().mul_(slope * cubic).add_(slope).mul_(x).sigmoid_().mul_(x)
+
+
+def _result_dtype(x: Tensor) -> torch.dtype:
+    """The type in which a linear layer on a CPU returns its result."""
+    return cpu_autocast_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
 
 
 def _on_images(module: nn.Module | None, x: Tensor) -> Tensor:

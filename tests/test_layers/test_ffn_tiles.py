@@ -52,6 +52,15 @@ def test_deployed_and_tanh(monkeypatch):
     assert len(sizes) > 1
 
 
+@pytest.mark.parametrize('approximate', ['none', 'tanh'])
+def test_autocast(monkeypatch, approximate):
+    ffn = make_ffn(RPCPE(6), approximate)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        whole, tiled, sizes = both_ways(ffn, torch.randn(2, 6, 7, 4), monkeypatch, 100)
+    assert tiled.dtype == whole.dtype == torch.bfloat16 and len(sizes) > 1
+    torch.testing.assert_close(tiled, whole, rtol=2e-2, atol=2e-2 * float(whole.abs().max()))
+
+
 class Mean(nn.Module):
     """Depends on the whole map."""
 
