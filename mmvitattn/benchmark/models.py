@@ -58,6 +58,10 @@ def _channels_last(build: Builder) -> Builder:
     return lambda s: modules.ChannelsLast(build(s))
 
 
+def _exported(build: Builder) -> Builder:
+    return lambda s: modules.Exported(build(s))
+
+
 def _compiled(build: Builder) -> Builder:
     return lambda s: torch.compile(build(s))  # type: ignore[return-value]
 
@@ -116,6 +120,13 @@ COMPILED_NAMES = ('QnA-ViT-tiny', 'LinGlo-b0', 'SAG-tiny', 'Swin-T')
 BACKBONES |= {
     f'{name}, compiled': Contestant('torch.compile', _compiled(BACKBONES[name].build), name)
     for name in COMPILED_NAMES
+}
+EXPORTED_NAMES = ('LinGlo-b2', 'QnA-ViT-tiny', 'SAG-small')
+BACKBONES |= {
+    f'{name}, exported': Contestant(
+        'ONNX, onnxruntime; the peak includes the export', _exported(BACKBONES[name].build), name
+    )
+    for name in EXPORTED_NAMES
 }
 
 STRIDE = 32  # images are padded to multiples of it, as detectors do
@@ -290,6 +301,14 @@ def compiled_group(quick: bool, batch: int) -> Group:
     both = tuple(form for name in names for form in (name, f'{name}, compiled'))
     title = f'Compiled backbones at {side} x {side}, batch {batch}'
     return backbone_group('compiled', title, [Case(Size(batch, side, side), both, MODES)])
+
+
+def exported_group(quick: bool, batch: int) -> Group:
+    """What ``benchmark.py exported`` measures: ONNX files in onnxruntime against PyTorch."""
+    side, names = (64, EXPORTED_NAMES[1:2]) if quick else (SIDE, EXPORTED_NAMES)
+    both = tuple(form for name in names for form in (name, f'{name}, exported'))
+    title = f'Exported backbones at {side} x {side}, batch {batch}'
+    return backbone_group('exported', title, [Case(Size(batch, side, side), both, (FORWARD,))])
 
 
 def backbone_group(

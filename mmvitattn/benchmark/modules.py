@@ -7,6 +7,8 @@ of which either may be faster: by ``F.unfold``, (B, C, k*k, N), or, with ``chann
 copies of strided views, (B, H, W, k*k, C).
 """
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +59,35 @@ class ChannelsLast(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Runs the model."""
         return self.model(images.contiguous(memory_format=torch.channels_last))
+
+
+class Exported(nn.Module):
+    """A backbone as an ONNX file in onnxruntime, on as many threads as PyTorch; inference only."""
+
+    session: Any = None
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.counted = model  # for its FLOPs
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Runs the file, which the first call exports."""
+        if self.session is None:
+            self.session = self._export(images)
+        outputs = self.session.run(None, {'image': images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    def _export(self, images: Tensor) -> Any:
+        import onnxruntime
+
+        from mmvitattn.inference.onnx_export import Exportable, export_onnx
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, 'model.onnx')
+            export_onnx(Exportable(self.counted), path, (2, *images.shape[1:]), {})
+            return onnxruntime.InferenceSession(str(path), options, ['CPUExecutionProvider'])
 
 
 def windows_first(x: Tensor, kernel_size: int, fill: float = 0.0) -> Tensor:

@@ -122,7 +122,8 @@ class WindowAttention(nn.Module):
         rows, columns = (height + w - 1) // w, (width + w - 1) // w
         index = torch.arange(rows * columns * area, device=x.device)  # window by window
         window, inside = index // area, index % area
-        row, column = window // columns * w + inside // w, window % columns * w + inside % w
+        window_row, window_column = _divmod(window, columns)
+        row, column = window_row * w + inside // w, window_column * w + inside % w
         source = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
         qkv = self.qkv(x.flatten(1, 2).index_select(1, source))
         qkv = qkv.view(batch, -1, h, 3 * channels // h).transpose(1, 2).flatten()
@@ -140,7 +141,7 @@ class WindowAttention(nn.Module):
 
         y = y.flatten().view(batch, h, -1, channels // h).transpose(1, 2).flatten(2)
         index = torch.arange(height * width, device=x.device)
-        row, column = index // width, index % width
+        row, column = _divmod(index, width)
         window, inside = row // w * columns + column // w, row % w * w + column % w
         return self.out(y.index_select(1, window * area + inside).view(x.shape))
 
@@ -149,6 +150,12 @@ class WindowAttention(nn.Module):
         return (
             f'channels={self.channels}, num_heads={self.num_heads}, window_size={self.window_size}'
         )
+
+
+def _divmod(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder; ``torch.onnx`` has no remainder for a size that is dynamic."""
+    quotient = index // size
+    return quotient, index - quotient * size
 
 
 def relative_position_index(window_size: int) -> Tensor:

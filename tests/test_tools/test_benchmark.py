@@ -378,8 +378,15 @@ def test_a_report_without_targets_is_refused(run_tool, tmp_path, content, messag
     assert message in done.stderr and str(path) in done.stderr
 
 
+def test_onnxruntime_takes_no_bfloat16(run_tool):
+    done = run_tool(TOOL, 'exported', '--dtype', 'bfloat16', status=2)
+    assert 'in float32' in done.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('command', ['attention', 'backbone', 'compiled', 'detector', 'targets'])
+@pytest.mark.parametrize(
+    'command', ['attention', 'backbone', 'compiled', 'detector', 'exported', 'targets']
+)
 def test_whole_command(run_tool, tmp_path, command):
     # Memory is measured in a process for each contestant, which takes most of the time.
     _, data = report_of(run_tool, tmp_path / 'new', command, '--no-memory')

@@ -179,12 +179,21 @@ def test_detr(root, run_tool, tiny_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task', ['detector', 'segmenter', 'classifier'])
-def test_newer_exporter(task, run_tool, tiny_config, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ('task', 'family'),
+    [
+        ('detector', 'LinGlo'),
+        ('segmenter', 'LinGlo'),
+        ('classifier', 'LinGlo'),
+        ('classifier', 'QnAViT'),
+        ('classifier', 'SAGViT'),
+    ],
+)
+def test_newer_exporter(task, family, run_tool, tiny_config, tiny_checkpoint, tmp_path):
     """The same file within rounding, where PyTorch has it."""
     if not has_dynamo_exporter():
         pytest.skip('no exporter based on torch.export here')
-    config, image = tiny_config(task), torch.randn(3, 3, 75, 61)
+    config, image = tiny_config(task, family), torch.randn(3, 3, 75, 61)
     checkpoint, model = tiny_checkpoint(config)
     out = tmp_path / 'model.onnx'
     printed = run_tool(TOOL, config, checkpoint, '--out', out, '--exporter', 'dynamo').stdout

@@ -1,8 +1,8 @@
 """Compares time and peak memory of our attention, backbones and detectors with those of others.
 
-``python tools/analysis_tools/benchmark.py attention|backbone|detector|compiled|targets``. Writes
-a table (``report.md``), everything measured (``report.json``) and a picture of each group to a new
-folder.
+``python tools/analysis_tools/benchmark.py attention|backbone|detector|compiled|exported|targets``.
+Writes a table (``report.md``), everything measured (``report.json``) and a picture of each group to
+a new folder.
 """
 
 from mmvitattn import extras  # noqa: F401  (names the extra of a missing package)
@@ -26,9 +26,10 @@ SUBCOMMANDS = {
     'backbone': 'backbones at the sizes of classification and detection',
     'detector': 'RetinaNet: a training step without the update, and inference',
     'compiled': 'backbones under torch.compile and in eager mode; compiles for minutes',
+    'exported': 'backbones as ONNX files in onnxruntime and in PyTorch, on a CPU',
     'targets': 'every figure that is aimed at, in one run',
 }
-BATCHES = {'backbone': 8, 'compiled': 8, 'detector': 1}
+BATCHES = {'backbone': 8, 'compiled': 8, 'exported': 8, 'detector': 1}
 QUICK_ROUNDS = 2
 
 
@@ -92,6 +93,12 @@ def check(args: argparse.Namespace) -> Path:
             raise UsageError(
                 f'{name} is not installed; the benchmark needs it: pip install -e ".[benchmark]"'
             )
+    if args.command == 'exported':
+        if args.device != 'cpu' or args.dtype != 'float32':
+            raise UsageError('exported: onnxruntime runs the files on a CPU, in float32')
+        for name in ('onnx', 'onnxruntime'):
+            if importlib.util.find_spec(name) is None:
+                raise UsageError(f'{name} is not installed: pip install -e ".[export]"')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise UsageError('--device cuda: torch finds no GPU; leave it out to run on the CPU')
     if args.compare:
@@ -130,6 +137,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Group], list[targets.Target]]:
         groups = models.detector_groups(args.quick, args.batch)
     elif args.command == 'compiled':
         groups = [models.compiled_group(args.quick, args.batch)]
+    elif args.command == 'exported':
+        groups = [models.exported_group(args.quick, args.batch)]
     else:
         found = targets.Plan(args.quick)
         groups, aims = found.groups, found.targets

@@ -28,8 +28,11 @@ def window_weights(inputs: 'LearnedQueryInputs') -> Tensor:
     """The factors of the values in each window, summed over the queries, (k*k, B, H', W', h)."""
     scores, _, bias, scale, *window = inputs
     logits = torch.stack(list(_shifted(scores, float('-inf'), *window)))
-    weights = (logits + bias[:, None, None, None]).softmax(dim=0)  # (k*k, B, H', W', q, h)
-    return (weights * scale[:, None, None, None]).sum(dim=4)
+    logits = logits + bias[:, None, None, None]  # (k*k, B, H', W', q, h)
+    # onnxruntime's Softmax over the first axis takes several times as long as these operators.
+    exponentials = (logits - logits.detach().amax(dim=0)).exp()
+    weights = exponentials / exponentials.sum(dim=0) * scale[:, None, None, None]
+    return reduce(torch.add, weights.unbind(4))
 
 
 def _shifted(x: Tensor, outside: float, kernel_size: int, stride: int) -> Iterator[Tensor]:
