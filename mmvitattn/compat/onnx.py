@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 TORCHSCRIPT_OPSET = 17  # the newest that torch 2.1 writes
-DYNAMO_OPSET = 18  # the oldest that the newer exporter writes
+DYNAMO_OPSET = 20  # the first with Gelu as one operator; needs onnxruntime 1.17
 AXES = {0: 'batch', 2: 'height', 3: 'width'}  # of the image
 
 _library = torch.library.Library('mmvitattn', 'FRAGMENT')
@@ -125,7 +125,7 @@ def write_onnx(
 def _write_with_dynamo(
     module: nn.Module, image: Tensor, path: Path, axes: dict[int, str], options: dict
 ) -> None:
-    from onnxscript import opset18 as op
+    from onnxscript import opset20 as op
 
     def nms(boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
         return op.NonMaxSuppression(boxes, scores, max_output, iou_threshold, score_threshold)
