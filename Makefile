@@ -37,6 +37,7 @@ endef
 
 DEMO := configs/demo/retinanet_linglo_b0_fpn_shapes.py
 DEMO_DIR ?= work_dirs/demo
+DEMO_OPTIONS ?=
 # Each time into a folder of its own, as MMEngine's logs: nothing is written over.
 RESULTS := $(DEMO_DIR)/results/$(shell date +%Y%m%d_%H%M%S)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -52,7 +53,7 @@ help:
 	@echo 'make gpu    the kernels on a GPU: correctness and speed, 9 minutes; see docs/speed.md'
 	@echo 'make smoke  install into a temporary environment, one training step; also with STACK=none'
 	@echo 'make docs   the documentation as HTML, with an API reference, in build/docs'
-	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo'
+	@echo 'STACK=onedl|openmmlab  PYTHON=python3  VENV=.venv  DEMO_DIR=work_dirs/demo  DEMO_OPTIONS=--from-scratch'
 
 install: $(INSTALLED)
 
@@ -73,7 +74,7 @@ smoke:
 
 demo: $(INSTALLED)
 	$(BIN)/python tools/prepare_data.py shapes
-	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume
+	$(BIN)/python tools/train.py $(DEMO) --work-dir $(DEMO_DIR) --resume $(DEMO_OPTIONS)
 	@mkdir -p $(RESULTS)
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(DEMO_DIR)/last_checkpoint)" \
 	  --work-dir $(DEMO_DIR)/test --show-dir $(RESULTS)/pictures | tee $(RESULTS)/test.txt

@@ -9,6 +9,7 @@ import torch
 from mmvitattn.layers import QnALayer
 from mmvitattn.layers.init import lecun_normal_
 from mmvitattn.ops import force
+from mmvitattn.ops.dispatch import HAS_OPERATORS
 
 DATA = Path(__file__).parents[1] / 'data' / 'qna'
 CASES = json.loads((DATA / 'recorded_layers.json').read_text())
@@ -180,21 +181,25 @@ def test_norm_of_the_queries_as_a_constant(position_bias):
     assert not torch.allclose(layer.query.grad, gradient)
 
 
+@pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('stride', [1, 2])
-def test_compiles_to_one_graph(stride):
+def test_compiles_to_one_graph(stride, autocast):
+    if autocast and not HAS_OPERATORS:
+        pytest.skip('torch.compile of torch 2.1 cannot trace autocast')
     layer = QnALayer(8, num_heads=2, stride=stride)
     x = torch.randn(1, 5, 6, 8, requires_grad=True)
-    expected = layer(x)
     compiled = torch.compile(layer, backend='aot_eager', fullgraph=True)
-    actual = compiled(x)
+    with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+        actual, expected = compiled(x), layer(x)
     torch.testing.assert_close(actual, expected)
     inputs = [x, *layer.parameters()]
+    tolerance = dict(rtol=2e-2, atol=2e-2) if autocast else {}
     for a, e in zip(
         torch.autograd.grad(actual.square().sum(), inputs),
         torch.autograd.grad(expected.square().sum(), inputs),
         strict=True,
     ):
-        torch.testing.assert_close(a, e)
+        torch.testing.assert_close(a, e, **tolerance)
     torch._dynamo.reset()
 
 
