@@ -78,8 +78,9 @@ def correlate(x: Tensor, other: Tensor, kernel_size: int) -> Tensor:
         (C, 1, k, k), summed over the batch.
     """
     if kernel_size <= 3:
-        # Maps less than three positions wide or high have no fast kernel.
-        missing = [max(0, 3 - int(side)) for side in (x.shape[3], x.shape[2])]
+        # Maps less than three positions wide or high have no fast kernel. A compiler would make one
+        # graph for each kind of size.
+        missing = [0 if is_compiling() else max(0, 3 - side) for side in (x.shape[3], x.shape[2])]
         if any(missing):
             x, other = (F.pad(t, (0, missing[0], 0, missing[1])) for t in (x, other))
         return correlate_by_backward(x, other, kernel_size, kernel_size // 2)

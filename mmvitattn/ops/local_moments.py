@@ -85,10 +85,10 @@ def _reason_against_moments(inputs: tuple[Tensor, Tensor]) -> str | None:
     x, _ = inputs
     if x.device.type != 'cpu':
         return 'implemented for CPUs only'
-    if is_compiling() and not HAS_OPERATORS:
-        return f'compiled, it needs PyTorch 2.4, this is {torch.__version__}'
     if x.dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f'{x.dtype} is slow on CPUs'
+    if is_compiling():  # whatever the size: one graph serves all sizes
+        return None if HAS_OPERATORS else f'needs PyTorch 2.4, this is {torch.__version__}'
     least = MIN_POSITIONS * (2 if x.dtype == torch.bfloat16 else 1)
     if x.shape[0] * x.shape[2] * x.shape[3] < least:
         return f'the batch has fewer than {least} positions'
