@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops.dispatch import cpu_autocast_dtype, is_traced
+from ..ops.dispatch import as_autocast, is_traced
 from .init import trunc_normal_
 
 TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
@@ -68,7 +68,8 @@ class FFN(nn.Module):
         row_values = width * self.fc1.out_features
         images = max(1, TILE // (height * row_values))
         rows = max(1, TILE // (images * row_values))
-        output = torch.empty_like(x, dtype=_result_dtype(x))
+        (like_product,) = as_autocast(x[:0])
+        output = torch.empty_like(x, dtype=like_product.dtype)
         for i in range(0, batch, images):
             for top, hidden in self._tiles(x[i : i + images], rows):
                 y = self.fc2(self.activation(hidden))
@@ -110,11 +111,6 @@ class TanhGELU(nn.GELU):
         # The square may overflow: then the sigmoid is 0 or 1, as it should be.
         slope, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
         return x.square().mul_(slope * cubic).add_(slope).mul_(x).sigmoid_().mul_(x)
-
-
-def _result_dtype(x: Tensor) -> torch.dtype:
-    """The type in which a linear layer on a CPU returns its result."""
-    return cpu_autocast_dtype() if torch.is_autocast_cpu_enabled() else x.dtype
 
 
 def _on_images(module: nn.Module | None, x: Tensor) -> Tensor:

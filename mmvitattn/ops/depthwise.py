@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from .dispatch import HAS_OPERATORS, cpu_autocast_dtype, is_compiling, without_autocast
+from .dispatch import HAS_OPERATORS, as_autocast, is_compiling, without_autocast
 
 TILE = 28  # positions on a side
 
@@ -31,9 +31,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     unrolled = is_compiling() and (weight.shape[-1] > 3 or not HAS_OPERATORS)  # all the tiles
     if trains and not unrolled and x.device.type == 'cpu':
-        if torch.is_autocast_cpu_enabled():
-            half = cpu_autocast_dtype()
-            x, weight, bias = x.to(half), weight.to(half), None if bias is None else bias.to(half)
+        x, weight, bias = as_autocast(x, weight, bias)
         if x.dtype == weight.dtype:
             with without_autocast(x):
                 return _DepthwiseConv2d.apply(x, weight, bias)

@@ -177,11 +177,15 @@ def precise_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
 
 
-def cpu_autocast_dtype() -> torch.dtype:
-    """The type to which autocast on CPUs casts, if it is enabled."""
+def as_autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Tensors of the CPU as autocast, if enabled, converts the operands of a product."""
+    if not torch.is_autocast_cpu_enabled():
+        return tensors
     if hasattr(torch, 'get_autocast_dtype'):  # torch 2.4; the older name cannot be compiled
-        return torch.get_autocast_dtype('cpu')
-    return torch.get_autocast_cpu_dtype()
+        dtype = torch.get_autocast_dtype('cpu')
+    else:
+        dtype = torch.get_autocast_cpu_dtype()
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..depthwise import correlate
-from ..dispatch import cpu_autocast_dtype, is_compiling, is_exporting, is_traced
+from ..dispatch import as_autocast, is_compiling, is_exporting, is_traced
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
@@ -227,9 +227,7 @@ def _operands(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor] | None:
     """The operands, as autocast would convert them, or ``None`` to leave the product to PyTorch."""
     if is_exporting() or x.device.type != 'cpu':
         return None
-    if torch.is_autocast_cpu_enabled():
-        dtype = cpu_autocast_dtype()
-        x, weight = x.to(dtype), weight.to(dtype)
+    x, weight = as_autocast(x, weight)
     return (x, weight) if x.dtype == weight.dtype else None
 
 
