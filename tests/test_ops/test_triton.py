@@ -1,5 +1,7 @@
 """The Triton kernels where nothing runs them: whether they compile, when they are chosen."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -62,18 +64,13 @@ def recorded(monkeypatch, tmp_path):
     return launches
 
 
-@pytest.mark.parametrize(
-    ('launch', 'settings', 'dtype'),
-    LAUNCHES,
-    ids=lambda value: getattr(value, '__name__', str(value)),
-)
-def test_kernels_compile_for_a_gpu(launch, settings, dtype, recorded):
-    """Down to machine code for an H100, of which the compiler's own checks are the test."""
+def compile_all(recorded):
+    """The launched kernels, compiled for an H100: the compiler's own checks are the test."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    launch(*settings, dtype)
+    results = []
     assert recorded
     for kernel, args, options in recorded:
         num_warps = options.pop('num_warps', 4)
@@ -94,7 +91,33 @@ def test_kernels_compile_for_a_gpu(launch, settings, dtype, recorded):
             source, target=GPUTarget('cuda', 90, 32), options={'num_warps': num_warps}
         )
         assert compiled.asm['cubin']
+        results.append(compiled)
+    return results
+
+
+@pytest.mark.parametrize(
+    ('launch', 'settings', 'dtype'),
+    LAUNCHES,
+    ids=lambda value: getattr(value, '__name__', str(value)),
+)
+def test_kernels_compile_for_a_gpu(launch, settings, dtype, recorded):
+    launch(*settings, dtype)
+    for compiled in compile_all(recorded):
         assert '.local' not in compiled.asm['ptx']  # nothing spills before registers are assigned
+
+
+@pytest.mark.parametrize('blocks', [(1024, 8), (4096, 8)], ids=str)
+@pytest.mark.parametrize(('launch', 'settings', 'dtype'), LAUNCHES[1::4] + LAUNCHES[6:7])
+def test_searched_blocks_compile_for_a_gpu(launch, settings, dtype, blocks, recorded, monkeypatch):
+    from mmvitattn.ops.triton_blocks import SEARCH_SPACE, Blocks
+
+    assert blocks in SEARCH_SPACE
+    for part in ('learned_query', 'key_only', 'shifted'):
+        module = importlib.import_module(f'mmvitattn.ops.{part}.triton')
+        monkeypatch.setattr(module, 'BLOCKS', Blocks(*blocks))
+    launch(*settings, dtype)
+    assert {options.get('num_warps', 8) for *_, options in recorded} == {8}
+    compile_all(recorded)
 
 
 AFFINES = [(None, None)] * 4  # not looked at

@@ -4,6 +4,8 @@ Whether Triton interprets a kernel is decided when the kernel is defined. ``make
 runs this file a second time, with TRITON_INTERPRET=1.
 """
 
+import json
+
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ if triton_support.UNAVAILABLE is None:
     from mmvitattn.ops.key_only import triton as key_only_triton
     from mmvitattn.ops.learned_query import triton as learned_query_triton
     from mmvitattn.ops.shifted import triton as shifted_triton
+    from mmvitattn.ops.triton_blocks import Blocks, cache_file
 
 DEVICE = 'cuda' if torch.cuda.is_available() and not triton_support.INTERPRETED else 'cpu'
 pytestmark = pytest.mark.skipif(
@@ -33,7 +36,7 @@ on_gpu = pytest.mark.skipif(DEVICE == 'cpu', reason='too large for the interpret
 def small_blocks(monkeypatch):
     """Several blocks in small inputs."""
     for module in (learned_query_triton, key_only_triton, shifted_triton):
-        monkeypatch.setattr(module, 'BLOCK_ELEMENTS', 256)
+        monkeypatch.setattr(module, 'BLOCKS', Blocks(256))
     monkeypatch.setattr(key_only_triton, 'NUM_PROGRAMS', 8)  # several steps of each
 
 
@@ -258,6 +261,26 @@ def test_pooling_of_variants(variants, patches, channels, heads, scale, small_bl
     x, queries = randn(variants, patches, channels), randn(heads, patches, channels, scale=scale)
     tolerance = 1e-5 if scale == 1 else 1e-3  # as above
     check(shifted_triton.pool_variants, pooled, [x, queries], tolerance, floor=1.0)
+
+
+@pytest.mark.parametrize('blocks', [(1024, 8), (4096, 4)], ids=str)
+def test_results_do_not_depend_on_the_blocks(blocks, monkeypatch):
+    for module in (learned_query_triton, key_only_triton, shifted_triton):
+        monkeypatch.setattr(module, 'BLOCKS', Blocks(*blocks))
+    check_windows((5, 9), 3, 1, 2, 3, 2, True, 'offsets')
+    check(key_only_triton.saliency_means, weighted_means, [randn(2, 90, 24), randn(3, 24)], floor=1)
+    check(shifted_triton.pool_variants, pooled, [randn(4, 90, 24), randn(3, 90, 24)], floor=1)
+
+
+def test_blocks_are_searched_for_each_operator(monkeypatch, tmp_path):
+    monkeypatch.setenv('MMVITATTN_AUTOTUNE', '1')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    check_windows((3, 4), 3, 1, 2, 3, 2, True, 'offsets')
+    check(key_only_triton.saliency_means, weighted_means, [randn(2, 9, 4), randn(3, 4)], floor=1)
+    check(shifted_triton.pool_variants, pooled, [randn(4, 9, 4), randn(3, 9, 4)], floor=1)
+    found = [key.split(',')[0] for key in json.loads(cache_file().read_text())]
+    operators = ['learned_query', 'pool_variants', 'saliency_means']
+    assert sorted(found) == [name + end for name in operators for end in ('', '_backward')]
 
 
 def calls():

@@ -14,20 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_support import (
-    LOWEST,
-    MAX_OFFSET,
-    device_of,
-    only_interpreted,
-    save_inputs,
-    unsupported,
-)
+from ..triton_blocks import Blocks, launch_with_blocks
+from ..triton_support import LOWEST, MAX_OFFSET, only_interpreted, save_inputs, unsupported
 from . import folded
 
 if TYPE_CHECKING:
     from . import KeyOnlyInputs
 
-BLOCK_ELEMENTS = 4096  # of x in one step of a program
+BLOCKS = Blocks(4096)  # unless searched for; elements of x in one step of a program
 MAX_CHANNELS = 4096
 MAX_PARTS = 64  # of the positions of one image
 NUM_PROGRAMS = 1024  # enough to fill a large GPU
@@ -178,28 +172,31 @@ def _differentiate(
 def _saliency_means(x: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, vectors = x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = triton.next_power_of_2(channels)
-    block_n = BLOCK_ELEMENTS // block_c
-    blocks = -(-count // block_n)
-    steps = -(-blocks // min(MAX_PARTS, blocks, -(-NUM_PROGRAMS // (batch * heads))))
-    parts = -(-blocks // steps)
-    part_sums, part_maxima, part_norms = (
-        vectors.new_empty(batch, parts, heads, n) for n in (channels, 1, 1)
-    )
-    means, maxima, norms = (t.new_empty(t.shape) for t in _empty_results(x, vectors))
-    shape = dict(HEADS=heads, CHANNELS=channels, BLOCK_C=block_c)
-    with device_of(x):
+    shape = dict(HEADS=heads, CHANNELS=channels, BLOCK_C=triton.next_power_of_2(channels))
+
+    def launch(blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
+        block_n = max(1, blocks.elements // shape['BLOCK_C'])
+        num_blocks = -(-count // block_n)
+        steps = -(-num_blocks // min(MAX_PARTS, num_blocks, -(-NUM_PROGRAMS // (batch * heads))))
+        parts = -(-num_blocks // steps)
+        part_sums, part_maxima, part_norms = (
+            vectors.new_empty(batch, parts, heads, n) for n in (channels, 1, 1)
+        )
+        means, maxima, norms = (t.new_empty(t.shape) for t in _empty_results(x, vectors))
         _sum_part[(batch * parts * heads,)](
             *(x, vectors, part_sums, part_maxima, part_norms, count, parts, steps),
             **shape,
             BLOCK_N=block_n,
+            num_warps=blocks.warps,
         )
         _combine_parts[(batch * heads,)](
             *(part_sums, part_maxima, part_norms, means, maxima, norms, parts),
             **shape,
             BLOCK_P=triton.next_power_of_2(parts),
         )
-    return means, maxima, norms
+        return means, maxima, norms
+
+    return launch_with_blocks('saliency_means', launch, BLOCKS, x, shape)
 
 
 @_saliency_means.register_fake
@@ -223,17 +220,22 @@ def _saliency_means_backward(
 ) -> tuple[Tensor, Tensor]:
     grad, x, vectors = grad.contiguous(), x.contiguous(), vectors.contiguous()
     (batch, count, channels), heads = x.shape, len(vectors)
-    block_c = triton.next_power_of_2(channels)
-    block_n = BLOCK_ELEMENTS // block_c
-    blocks = -(-count // block_n)
-    grad_x = torch.empty_like(x)
-    vector_shares = vectors.new_empty(batch * blocks, heads, channels)
-    with device_of(x):
-        _differentiate[(batch * blocks,)](
-            *(grad, x, vectors, means, maxima, norms, grad_x, vector_shares, count, blocks),
-            **dict(HEADS=heads, CHANNELS=channels, BLOCK_N=block_n, BLOCK_C=block_c),
+    shape = dict(HEADS=heads, CHANNELS=channels, BLOCK_C=triton.next_power_of_2(channels))
+
+    def launch(blocks: Blocks) -> tuple[Tensor, Tensor]:
+        block_n = max(1, blocks.elements // shape['BLOCK_C'])
+        num_blocks = -(-count // block_n)
+        grad_x = torch.empty_like(x)
+        vector_shares = vectors.new_empty(batch * num_blocks, heads, channels)
+        _differentiate[(batch * num_blocks,)](
+            *(grad, x, vectors, means, maxima, norms, grad_x, vector_shares, count, num_blocks),
+            **shape,
+            BLOCK_N=block_n,
+            num_warps=blocks.warps,
         )
-    return grad_x, vector_shares.sum(dim=0)
+        return grad_x, vector_shares.sum(dim=0)
+
+    return launch_with_blocks('saliency_means_backward', launch, BLOCKS, x, shape)
 
 
 @_saliency_means_backward.register_fake

@@ -17,14 +17,14 @@ import torch
 import triton
 from torch import Tensor
 
-from ..triton_support import MAX_OFFSET, device_of, only_interpreted, save_inputs, unsupported
+from ..triton_blocks import Blocks, launch_with_blocks
+from ..triton_support import MAX_OFFSET, only_interpreted, save_inputs, unsupported
 from . import triton_kernels as kernels
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
 
-BLOCK_ELEMENTS = 2048  # of values in one program
-NUM_WARPS = 4
+BLOCKS = Blocks(2048)  # unless searched for; elements of the values
 MAX_DIM = 1024
 MAX_QUERIES = 32
 _SCHEMA = '(Tensor scores, Tensor values, Tensor bias, Tensor scale, int kernel_size, int stride)'
@@ -54,30 +54,37 @@ def run(inputs: 'LearnedQueryInputs') -> Tensor:
 
 
 def _settings(scores: Tensor, values: Tensor, kernel_size: int, stride: int) -> dict[str, int]:
-    """The kernels' compile-time arguments: a block has about ``BLOCK_ELEMENTS`` values."""
+    """The kernels' compile-time arguments, but for the tiles."""
     queries, heads, dim = *scores.shape[3:], values.shape[4]
     block_d, block_q = triton.next_power_of_2(dim), triton.next_power_of_2(queries)
     # Heads that fill 64 channels (whole cache lines), if possible without a partial block.
     block_h = min(triton.next_power_of_2(heads), max(1, 64 // block_d))
     while block_h > 1 and heads % block_h and block_h * block_d > 32:
         block_h //= 2
-    positions = max(1, BLOCK_ELEMENTS // (block_h * max(block_d, 2 * block_q)))
-    tile_y = 1 << ((positions.bit_length() - 1) // 2)
     return {
         **dict(HEADS=heads, QUERIES=queries, DIM=dim, KERNEL=kernel_size, STRIDE=stride),
-        **dict(TILE_Y=tile_y, TILE_X=positions // tile_y),
         **dict(BLOCK_H=block_h, BLOCK_Q=block_q, BLOCK_D=block_d),
     }
+
+
+def _tiles(blocks: Blocks, settings: dict[str, int]) -> dict[str, int]:
+    """Sides of the tile of positions of one program."""
+    block_h, block_q, block_d = (settings[f'BLOCK_{axis}'] for axis in 'HQD')
+    positions = max(1, blocks.elements // (block_h * max(block_d, 2 * block_q)))
+    tile_y = 1 << ((positions.bit_length() - 1) // 2)
+    return dict(TILE_Y=tile_y, TILE_X=positions // tile_y)
 
 
 def _output_size(scores: Tensor, stride: int) -> tuple[int, int]:
     return -(-scores.shape[1] // stride), -(-scores.shape[2] // stride)
 
 
-def _grid(batch: int, size: Sequence[int], settings: dict[str, int]) -> tuple[int, int]:
+def _grid(
+    batch: int, size: Sequence[int], tiles: dict[str, int], settings: dict[str, int]
+) -> tuple[int, int]:
     """Number of tiles in all images, and of programs for each tile (blocks of heads)."""
-    tiles = -(-size[0] // settings['TILE_Y']) * -(-size[1] // settings['TILE_X'])
-    return batch * tiles, -(-settings['HEADS'] // settings['BLOCK_H'])
+    count = -(-size[0] // tiles['TILE_Y']) * -(-size[1] // tiles['TILE_X'])
+    return batch * count, -(-settings['HEADS'] // settings['BLOCK_H'])
 
 
 @torch.library.custom_op('mmvitattn::learned_query', mutates_args=(), schema=f'{_SCHEMA} -> Tensor')
@@ -87,15 +94,20 @@ def _attend(
     scores, values, bias, scale = (t.contiguous() for t in (scores, values, bias, scale))
     settings = _settings(scores, values, kernel_size, stride)
     size = _output_size(scores, stride)
-    output = values.new_empty(len(values), *size, *values.shape[3:])
-    tiles, head_blocks = _grid(len(values), size, settings)
-    with device_of(values):
-        kernels.attend[(tiles * head_blocks,)](
+
+    def launch(blocks: Blocks) -> Tensor:
+        output = values.new_empty(len(values), *size, *values.shape[3:])
+        tiles = _tiles(blocks, settings)
+        num_tiles, head_blocks = _grid(len(values), size, tiles, settings)
+        kernels.attend[(num_tiles * head_blocks,)](
             *(scores, values, bias, scale, output, *scores.shape[1:3], *size),
             **settings,
-            num_warps=NUM_WARPS,
+            **tiles,
+            num_warps=blocks.warps,
         )
-    return output
+        return output
+
+    return launch_with_blocks('learned_query', launch, BLOCKS, values, settings)
 
 
 @_attend.register_fake
@@ -114,23 +126,23 @@ def _differentiate(*arguments: Any) -> tuple[Tensor, ...]:
     grad, scores, values, bias, _ = inputs
     settings = _settings(scores, values, kernel_size, stride)
     size = grad.shape[1:3]
-    tiles, head_blocks = _grid(len(values), size, settings)
-    statistics = scores.new_empty(3, *grad.shape[:3], *scores.shape[3:])
-    grads = torch.empty_like(scores), torch.empty_like(values)
-    shares = scores.new_empty(2, tiles if tables else 0, *bias.shape)
-    sizes = (*scores.shape[1:3], *size)
-    with device_of(values):
-        kernels.measure_windows[(tiles * head_blocks,)](
-            *inputs, *statistics, *sizes, **settings, num_warps=NUM_WARPS
+
+    def launch(blocks: Blocks) -> tuple[Tensor, ...]:
+        tiles = _tiles(blocks, settings)
+        num_tiles, head_blocks = _grid(len(values), size, tiles, settings)
+        statistics = scores.new_empty(3, *grad.shape[:3], *scores.shape[3:])
+        grads = torch.empty_like(scores), torch.empty_like(values)
+        shares = scores.new_empty(2, num_tiles if tables else 0, *bias.shape)
+        sizes = (*scores.shape[1:3], *size)
+        options = dict(**settings, **tiles, num_warps=blocks.warps)
+        kernels.measure_windows[(num_tiles * head_blocks,)](*inputs, *statistics, *sizes, **options)
+        kernels.differentiate[(num_tiles * head_blocks, stride**2)](
+            *(*inputs, *statistics, *grads, *shares, *sizes), **options, TABLES=tables
         )
-        kernels.differentiate[(tiles * head_blocks, stride**2)](
-            *(*inputs, *statistics, *grads, *shares, *sizes),
-            **settings,
-            TABLES=tables,
-            num_warps=NUM_WARPS,
-        )
-    # Not views of one tensor: outputs of an operator may not share memory.
-    return *grads, shares[0].sum(dim=0), shares[1].sum(dim=0)
+        # Not views of one tensor: outputs of an operator may not share memory.
+        return *grads, shares[0].sum(dim=0), shares[1].sum(dim=0)
+
+    return launch_with_blocks('learned_query_backward', launch, BLOCKS, values, settings)
 
 
 @_differentiate.register_fake

@@ -16,20 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton_support import (
-    LOWEST,
-    MAX_OFFSET,
-    device_of,
-    only_interpreted,
-    save_inputs,
-    unsupported,
-)
+from ..triton_blocks import Blocks, launch_with_blocks
+from ..triton_support import LOWEST, MAX_OFFSET, only_interpreted, save_inputs, unsupported
 from . import folded
 
 if TYPE_CHECKING:
     from . import LocalShiftInputs
 
-BLOCK_ELEMENTS = 2048  # of one variant in one program
+BLOCKS = Blocks(2048)  # unless searched for; elements of one variant in one program
 MAX_CHANNELS = 2048
 MAX_VARIANTS = 64
 _LOWEST = tl.constexpr(LOWEST)
@@ -168,12 +162,14 @@ def _differentiate_variants(
 
 
 def _settings(x: Tensor, queries: Tensor) -> dict[str, int]:
-    """The kernels' compile-time arguments."""
+    """The kernels' compile-time arguments, but for the patches of a block."""
     block_c = triton.next_power_of_2(x.shape[2])
-    return dict(
-        **dict(VARIANTS=len(x), HEADS=len(queries), CHANNELS=x.shape[2]),
-        **dict(BLOCK_N=BLOCK_ELEMENTS // block_c, BLOCK_C=block_c),
-    )
+    return dict(VARIANTS=len(x), HEADS=len(queries), CHANNELS=x.shape[2], BLOCK_C=block_c)
+
+
+def _options(blocks: Blocks, settings: dict[str, int]) -> dict[str, int]:
+    block_n = max(1, blocks.elements // settings['BLOCK_C'])
+    return dict(**settings, BLOCK_N=block_n, num_warps=blocks.warps)
 
 
 @torch.library.custom_op(
@@ -182,11 +178,14 @@ def _settings(x: Tensor, queries: Tensor) -> dict[str, int]:
 def _pool_variants(x: Tensor, queries: Tensor) -> Tensor:
     x, queries = x.contiguous(), queries.contiguous()
     count, settings = x.shape[1], _settings(x, queries)
-    means = x.new_empty(queries.shape)
-    blocks = -(-count // settings['BLOCK_N'])
-    with device_of(x):
-        _pool[(blocks * len(queries),)](x, queries, means, count, **settings)
-    return means
+
+    def launch(blocks: Blocks) -> Tensor:
+        means, options = x.new_empty(queries.shape), _options(blocks, settings)
+        num_blocks = -(-count // options['BLOCK_N'])
+        _pool[(num_blocks * len(queries),)](x, queries, means, count, **options)
+        return means
+
+    return launch_with_blocks('pool_variants', launch, BLOCKS, x, settings)
 
 
 @_pool_variants.register_fake
@@ -202,19 +201,23 @@ def _(x: Tensor, queries: Tensor) -> Tensor:
 def _pool_variants_backward(grad: Tensor, x: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
     grad, x, queries = grad.contiguous(), x.contiguous(), queries.contiguous()
     count, settings = x.shape[1], _settings(x, queries)
-    grad_x, grad_queries = torch.empty_like(x), torch.empty_like(queries)
-    weights, grad_scores = queries.new_empty(2, len(queries), count, len(x))
-    blocks = -(-count // settings['BLOCK_N'])
-    with device_of(x):
-        _differentiate_queries[(blocks * len(queries),)](
+
+    def launch(blocks: Blocks) -> tuple[Tensor, Tensor]:
+        options = _options(blocks, settings)
+        num_blocks = -(-count // options['BLOCK_N'])
+        grad_x, grad_queries = torch.empty_like(x), torch.empty_like(queries)
+        weights, grad_scores = queries.new_empty(2, len(queries), count, len(x))
+        _differentiate_queries[(num_blocks * len(queries),)](
             *(grad, x, queries, grad_queries, weights, grad_scores, count),
-            **settings,
+            **options,
             BLOCK_T=triton.next_power_of_2(len(x)),
         )
-        _differentiate_variants[(blocks * len(x),)](
-            grad, queries, weights, grad_scores, grad_x, count, **settings
+        _differentiate_variants[(num_blocks * len(x),)](
+            grad, queries, weights, grad_scores, grad_x, count, **options
         )
-    return grad_x, grad_queries
+        return grad_x, grad_queries
+
+    return launch_with_blocks('pool_variants_backward', launch, BLOCKS, x, settings)
 
 
 @_pool_variants_backward.register_fake
