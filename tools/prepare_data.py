@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mmvitattn.checkpoint import list_published
 from mmvitattn.datasets.importing import FORMATS, Backbone, ImportOptions, import_data
 from mmvitattn.datasets.layouts import LAYOUTS, Layout
 from mmvitattn.errors import UsageError, usage_errors_exit
@@ -130,7 +131,8 @@ def describe_backbone(name: str) -> Backbone:
     kind, info = type(backbone), backbone.feature_info
     arch = max((arch for arch in kind.arch_zoo if name.endswith(f'_{arch}')), key=len)
     kind_name = f'mmvitattn.{kind.__name__}'
-    return Backbone(kind_name, arch, tuple(info.channels()), tuple(info.reduction()))
+    weights = next(iter(list_published(name)), None)
+    return Backbone(kind_name, arch, tuple(info.channels()), tuple(info.reduction()), weights)
 
 
 def main() -> None:

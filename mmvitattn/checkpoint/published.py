@@ -37,6 +37,12 @@ def published_path(name: str) -> Path:
     return FOLDER / f'{name}-{SHA256[name][:8]}.safetensors'
 
 
+def list_published(backbone: str) -> list[str]:
+    """Addresses of all weights of a backbone, by its name for :func:`mmvitattn.build_backbone`."""
+    start = f'{backbone.replace("_", "-")}_'
+    return [SCHEME + name for name in SHA256 if name.startswith(start)]
+
+
 def find_published(backbone: str, data: str) -> str | None:
     """Address of a backbone's weights.
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmvitattn.datasets.importing.recipe import box_statistics, choose_anchors
+from mmvitattn.datasets.importing.recipe import box_statistics, choose_anchors, schedule
 from mmvitattn.datasets.importing.records import Box, OwnData, Sample
 from mmvitattn.datasets.layouts import LAYOUTS
 
@@ -83,6 +83,7 @@ def test_command_line_and_other_backbones(run_tool, labelled, tmp_path):
     assert f'next: python tools/train.py {tmp_path}/out/detector.py' in done.stdout
     cfg = Config.fromfile(tmp_path / 'out/detector.py')
     assert cfg.model.backbone.arch == 'small' and cfg.train_dataloader.batch_size == 16
+    assert 'init_cfg' not in cfg.model.backbone
     assert cfg.model.bbox_head.anchor_generator.strides[:3] == [4, 8, 16]
     init_default_scope('mmdet')
     MODELS.build(cfg.model)
@@ -90,6 +91,26 @@ def test_command_line_and_other_backbones(run_tool, labelled, tmp_path):
     wrong = ('--backbone', 'linglo_b9', '--out', tmp_path / 'new')
     done = run_tool('prepare_data', *options, *wrong, status=2)
     assert "there is no backbone 'linglo_b9'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name'), [('coco', 'detector'), ('masks', 'segmenter'), ('folders', 'classifier')]
+)
+def test_configs_start_from_the_weights_of_the_package(kind, name, run_tool, labelled, tmp_path):
+    options = ['--zero-ignored'] if kind == 'masks' else []
+    source = ('--format', kind, labelled / kind, '--out', tmp_path / 'new')
+    run_tool('prepare_data', 'import', *source, *options)
+    backbone = Config.fromfile(tmp_path / f'new/{name}.py').model.backbone
+    address = 'mmvitattn://linglo-b0_tiny-imagenet'
+    assert backbone.init_cfg == dict(type='Pretrained', checkpoint=address)
+
+
+@pytest.mark.parametrize(('device', 'side'), [('cpu', 320), ('cuda', 512)])
+def test_pretrained_weights_halve_the_training(device, side):
+    samples = [Sample(None, None, [], size=(64, 48), split='train')] * 200
+    data = OwnData('detection', ['a'], samples)
+    plans = [schedule(data, device, side, pretrained) for pretrained in (False, True)]
+    assert plans[1].steps == pytest.approx(plans[0].steps / 2, rel=0.1)
 
 
 @pytest.mark.parametrize('side', [12, 60, 400])

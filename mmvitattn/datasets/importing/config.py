@@ -4,7 +4,15 @@ from pathlib import Path
 from textwrap import fill
 
 from ..layouts import IMAGE_SUFFIXES
-from .recipe import Backbone, Schedule, box_statistics, choose_anchors, picture_side, schedule
+from .recipe import (
+    FROM_WEIGHTS,
+    Backbone,
+    Schedule,
+    box_statistics,
+    choose_anchors,
+    picture_side,
+    schedule,
+)
 from .records import OwnData
 from .writing import mask_picture_suffix
 
@@ -44,16 +52,28 @@ def _comment(*paragraphs: str) -> str:
     return '\n'.join(map(comment, paragraphs))
 
 
-def _header(data: OwnData, device: str, plan: Schedule, kind: str, *more: str) -> str:
+def _header(
+    data: OwnData, device: str, plan: Schedule, backbone: Backbone, kind: str, *more: str
+) -> str:
     train, val = (len(data.split(split)) for split in ('train', 'val'))
     classes = '1 class' if len(data.classes) == 1 else f'{len(data.classes)} classes'
+    if backbone.weights:
+        enough = (
+            'which is often enough from pretrained weights. The backbone starts from those in the '
+            f'package; with `tools/train.py ... --from-scratch` it does not, and '
+            f'{1 / FROM_WEIGHTS:g} times as many epochs are needed.'
+        )
+    else:
+        enough = (
+            'which is what a model without pretrained weights needs at least. With a checkpoint '
+            '(load_from), half of it is often enough.'
+        )
     return _comment(
         f'{kind} for {classes}, {train} training and {val} validation pictures, '
         f'on {DEVICES[device]}. Written by tools/prepare_data.py import; edit it as you like.',
         *more,
         f'Batch {plan.batch} and {plan.epochs} epochs: {plan.steps} steps, about '
-        f'{plan.epochs * train:,} pictures, which is what a model without pretrained weights needs '
-        'at least. With a checkpoint (load_from), a quarter of it is often enough.',
+        f'{plan.epochs * train:,} pictures, {enough}',
         f'Learning rate {plan.learning_rate:g}: 2e-3 for a batch of 8, in proportion to the batch; '
         f'it rises over {plan.warm_up} steps and falls along a cosine.',
         f'Every {plan.interval} epochs the model is evaluated; the best checkpoint is kept as '
@@ -68,10 +88,13 @@ def _bases(configs: str, *names: str) -> str:
 
 
 def _backbone(backbone: Backbone, out_indices: object) -> str:
-    return (
-        f'dict(\n        type={backbone.type!r}, arch={backbone.arch!r}, '
-        f'out_indices={out_indices!r}, drop_path_rate=0.0\n    )'
-    )
+    arguments = [
+        *(f'type={backbone.type!r}', f'arch={backbone.arch!r}'),
+        *(f'out_indices={out_indices!r}', 'drop_path_rate=0.0'),
+    ]
+    if backbone.weights:
+        arguments.append(f"init_cfg=dict(type='Pretrained', checkpoint={backbone.weights!r})")
+    return '\n'.join(['dict(', *(f'        {argument},' for argument in arguments), '    )'])
 
 
 def _schedule(plan: Schedule, metric: str) -> str:
@@ -115,12 +138,13 @@ def _detector(data: OwnData, root: str, configs: str, backbone: Backbone, device
     first = max(0, len(backbone.strides) - 3)  # three outputs
     strides = backbone.strides[first:]
     anchors = choose_anchors(boxes, strides)
-    plan = schedule(data, device, boxes.side)
+    plan = schedule(data, device, boxes.side, bool(backbone.weights))
     width, convs = (64, 2) if device == 'cpu' else (256, 4)
     header = _header(
         data,
         device,
         plan,
+        backbone,
         'A RetinaNet',
         f'Input {boxes.side} pixels (longer side): nine of ten training objects are then at least '
         f'{boxes.clear:g} pixels large (square root of the area).',
@@ -232,13 +256,14 @@ _META = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 
 def _segmenter(data: OwnData, root: str, configs: str, backbone: Backbone, device: str) -> str:
     side = picture_side(data, device)
-    plan = schedule(data, device, side)
+    plan = schedule(data, device, side, bool(backbone.weights))
     width = 64 if device == 'cpu' else 256
     levels = len(backbone.strides)
     header = _header(
         data,
         device,
         plan,
+        backbone,
         'A Semantic FPN',
         f'Crops of {side} x {side} pixels for training, and a shorter side of {side} pixels for '
         'evaluation: the median shorter side of the pictures, rounded down to a size that fits the '
@@ -322,11 +347,12 @@ test_dataloader = val_dataloader
 
 def _classifier(data: OwnData, root: str, configs: str, backbone: Backbone, device: str) -> str:
     side = picture_side(data, device)
-    plan = schedule(data, device, side)
+    plan = schedule(data, device, side, bool(backbone.weights))
     header = _header(
         data,
         device,
         plan,
+        backbone,
         'A classifier',
         f'Input {side} x {side} pixels: the median shorter side of the pictures, rounded down to a '
         'size that fits the device. Evaluation uses the centre of the picture.',

@@ -14,6 +14,7 @@ CLEAR_SIDE = 28  # pixels that most objects should have at least in the input
 DETECTOR_SIDES = dict(cpu=(320, 416, 512, 640), cuda=(512, 640, 800, 1024))
 OTHER_SIDES = dict(cpu=(128, 160, 224, 256), cuda=(224, 256, 384, 512))
 PASSES = dict(cpu=9_000, cuda=60_000)
+FROM_WEIGHTS = 0.5  # share of these pictures that suffices with pretrained weights
 EPOCHS = dict(cpu=(12, 80), cuda=(24, 300))
 BATCH = dict(cpu=4, cuda=16)
 WORKERS = dict(cpu=2, cuda=8)
@@ -30,12 +31,14 @@ class Backbone:
         arch: of the family.
         channels: of the outputs.
         strides: of the outputs.
+        weights: address of pretrained weights to start from.
     """
 
     type: str
     arch: str
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,19 @@ class Schedule:
     workers: int  # processes that load data
 
 
-def schedule(data: OwnData, device: str, side: int) -> Schedule:
+def schedule(data: OwnData, device: str, side: int, pretrained: bool = False) -> Schedule:
     """Chooses batch and length of the training.
 
     Args:
         data: split into training and validation.
         device: 'cpu' or 'cuda'.
         side: of the input, in pixels; larger inputs are seen less often on a CPU.
+        pretrained: whether the backbone starts from pretrained weights.
     """
     pictures = len(data.split('train'))
     batch = min(BATCH[device], pictures)
     passes = PASSES[device] * min(1.0, (DETECTOR_SIDES[device][0] / side) ** 2)
+    passes *= FROM_WEIGHTS if pretrained else 1
     low, high = EPOCHS[device]
     epochs = min(max(math.ceil(passes / pictures), low), high)
     interval = max(1, epochs // 8)
