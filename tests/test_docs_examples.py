@@ -84,6 +84,17 @@ def test_uniform_saliency(root, tmp_path):
     assert rows[-1][0] == 'no global context' and float(rows[-1][1]) < 100
 
 
+def test_start_with_another_saliency(root, tmp_path):
+    options = ['start.pth', '--saliency', '1', '--key', '3']
+    run([root / 'docs/examples/saliency_start.py', *options], tmp_path)
+    torch.manual_seed(0)
+    plain = build_backbone('linglo_b0')
+    changed = build_backbone('linglo_b0', pretrained=tmp_path / 'start.pth').state_dict()
+    for name, value in plain.state_dict().items():
+        factor = {'saliency': 50, 'key.weight': 3}.get(name.partition('.attention.')[2], 1)
+        torch.testing.assert_close(changed[name], factor * value)
+
+
 @pytest.mark.slow
 def test_new_backbone_keeps_the_contract(root):
     """As docs/new_backbone.md says: the contract's tests, in a process that knows it."""
