@@ -2,9 +2,9 @@
 sections 3.1 and 3.2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.linear import linear
 from .global_attention import GlobalAttention
 from .patch_embed import PatchEmbed
 
@@ -70,6 +70,6 @@ class ConvProjectionAttention(GlobalAttention):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See the base class; keys and values have half the resolution of the queries."""
         weights, biases = self.key_value.weight.chunk(2), self.key_value.bias.chunk(2)
-        key = F.linear(self.conv_key(x), weights[0], biases[0])
-        value = F.linear(self.conv_value(x), weights[1], biases[1])
+        key = linear(self.conv_key(x), weights[0], biases[0])
+        value = linear(self.conv_value(x), weights[1], biases[1])
         return self.query(self.conv_query(x)), torch.cat([key, value], dim=-1)

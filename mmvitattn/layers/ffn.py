@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import as_autocast, is_traced
+from ..ops.linear import Linear
 from .init import trunc_normal_
 
 TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
@@ -39,11 +40,11 @@ class FFN(nn.Module):
         gate: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
+        self.fc1 = Linear(channels, hidden_channels)
         self.position = position
         self.activation = TanhGELU() if approximate == 'tanh' else nn.GELU(approximate)
         self.gate = gate
-        self.fc2 = nn.Linear(hidden_channels, channels)
+        self.fc2 = Linear(hidden_channels, channels)
         trunc_normal_(self.fc1)
         trunc_normal_(self.fc2)
 

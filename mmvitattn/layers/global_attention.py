@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import is_exporting
+from ..ops.linear import Linear
 from .init import trunc_normal_
 from .patch_embed import remainder
 
@@ -27,9 +28,9 @@ class AttentionProjections(nn.Module):
             raise ValueError(f'num_heads={num_heads} must divide channels={channels}')
         self.channels, self.num_heads, self.shared_kv = channels, num_heads, shared_kv
         kv_channels = channels // num_heads if shared_kv else channels
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * kv_channels)  # keys first
-        self.out = nn.Linear(channels, channels)
+        self.query = Linear(channels, channels)
+        self.key_value = Linear(channels, 2 * kv_channels)  # keys first
+        self.out = Linear(channels, channels)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import is_exporting, is_traced
+from ..ops.linear import Linear
 from .init import lecun_normal_
 
 
@@ -47,8 +48,8 @@ class WindowAttention(nn.Module):
         if position_bias not in ('relative_pos', None):
             raise ValueError(f"position_bias={position_bias!r} must be 'relative_pos' or None")
         self.channels, self.num_heads, self.window_size = channels, num_heads, window_size
-        self.qkv = nn.Linear(channels, 3 * channels, bias=bias)
-        self.out = nn.Linear(channels, channels, bias=bias)
+        self.qkv = Linear(channels, 3 * channels, bias=bias)
+        self.out = Linear(channels, channels, bias=bias)
         table = torch.empty((2 * window_size - 1) ** 2, num_heads)
         self.position_bias = None if position_bias is None else nn.Parameter(table)
         index = relative_position_index(window_size)

@@ -9,6 +9,7 @@ from ..layers.init import learned_query_, lecun_normal_
 from ..layers.position_table import resize_table
 from ..ops import learned_query_scores
 from ..ops.dispatch import without_autocast
+from ..ops.linear import Linear
 from ..registry import MODELS
 
 
@@ -56,9 +57,9 @@ class QnAPooling(BaseModule):
             )
         self.num_heads, self.map_size, self.skip = num_heads, map_size, skip
         self.query = nn.Parameter(torch.empty(num_queries, in_channels))
-        self.key = nn.Linear(in_channels, in_channels, bias=False)
-        self.value = nn.Linear(in_channels, in_channels, bias=False)
-        self.out = nn.Linear(in_channels, in_channels, bias=False)
+        self.key = Linear(in_channels, in_channels, bias=False)
+        self.value = Linear(in_channels, in_channels, bias=False)
+        self.out = Linear(in_channels, in_channels, bias=False)
         table = (map_size**2, num_queries, num_heads)
         self.position_bias = nn.Parameter(torch.empty(table))
         self.attention_scale = nn.Parameter(torch.empty(table))

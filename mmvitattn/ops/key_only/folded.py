@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import is_exporting, precise_dtype, without_autocast
+from ..linear import linear, linear_per_image
 
 if TYPE_CHECKING:
     from . import KeyOnlyInputs
@@ -42,12 +43,13 @@ def run(
         vectors = torch.einsum('hd,hdc->hc', saliency.to(precise) * keys.shape[1] ** -0.5, keys)
         means = saliency_means(x, vectors)  # (B, h, C)
         context = torch.einsum('bhc,hdc->bhd', means, keys).flatten(1) + key_bias
-        gate_out = out @ gate
-        matrix = (gate_out * context[:, None]) @ value + out @ key  # (B, C out, C in)
+        gate_out = linear(out, gate.T)
+        matrix = linear(gate_out * context[:, None], value.T)  # (B, C out, C in)
+        matrix = matrix + linear(out, key.T)
         bias = (context * value_bias) @ gate_out.T
         constant = key_bias + gate_bias
         bias = bias + (constant if isinstance(constant, float) else constant @ out.T) + out_bias
-    return torch.baddbmm(bias.to(x.dtype)[:, None], x, matrix.to(x.dtype).transpose(1, 2))
+    return linear_per_image(x, matrix.to(x.dtype), bias.to(x.dtype))
 
 
 def reason_not_to_prefer(inputs: 'KeyOnlyInputs') -> str | None:

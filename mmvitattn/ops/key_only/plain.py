@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import precise_dtype, without_autocast
+from ..linear import linear
 
 if TYPE_CHECKING:
     from . import KeyOnlyInputs
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 def run(inputs: 'KeyOnlyInputs') -> Tensor:
     """See :func:`mmvitattn.ops.key_only_attention`."""
     x, saliency, key, value, gate, out = inputs
-    keys = F.linear(x, *key)
+    keys = linear(x, *key)
     with without_autocast(keys):
         precise = keys.to(precise_dtype(keys)).unflatten(-1, saliency.shape)
         weights = saliency_weights(precise, saliency)
         context = torch.einsum('bhn,bnhd->bhd', weights, precise).flatten(1)
-    values = F.linear(x, *value) * context.to(keys.dtype)[:, None]
-    return F.linear(F.linear(values, *gate) + keys, *out)
+    values = linear(x, *value) * context.to(keys.dtype)[:, None]
+    return linear(linear(values, *gate) + keys, *out)
 
 
 def saliency_weights(keys: Tensor, saliency: Tensor) -> Tensor:

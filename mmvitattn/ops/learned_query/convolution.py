@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..depthwise import correlate
 from ..dispatch import as_autocast, is_compiling, is_exporting, is_traced
+from ..linear import linear, linear_per_image
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
@@ -253,6 +254,4 @@ class _Project(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, inward: bool) -> Tensor:
-    if inward:
-        return weight.expand(x.shape[0], -1, -1) @ x.mT
-    return x.mT @ weight.T.expand(x.shape[0], -1, -1)
+    return linear_per_image(weight, x) if inward else linear(x.mT.contiguous(), weight)
