@@ -23,6 +23,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
+from ..ops.linear import linear
 from ..process import mallopt
 from . import Unavailable
 
@@ -160,7 +161,7 @@ def _larger_than_l2(device: torch.device) -> torch.Tensor:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> dict[str, float]:
-    """Median rates per second of a large copy, a matrix product and a depth-wise convolution.
+    """Median rates per second of a large copy, a linear layer and a depth-wise convolution.
 
     A time cannot be shorter than its bytes (read and written) over the first or its FLOPs over the
     second (roofline); one multiply-add is two FLOPs.
@@ -176,10 +177,10 @@ def measure_rates(device: torch.device, dtype: torch.dtype, quick: bool) -> dict
     images = images.to(memory_format=torch.channels_last)
     weight = random(64, 1, 7, 7)
     a, b = random(side, side), random(side, side)
-    target, product = torch.empty_like(source), torch.empty_like(a)
+    target = torch.empty_like(source)
     work: dict[str, tuple[Callable[[], object], int]] = {
         'copy_bytes': (lambda: target.copy_(source), 2 * source.nbytes),
-        'matmul_flops': (lambda: torch.mm(a, b, out=product), 2 * side**3),
+        'matmul_flops': (lambda: linear(a, b), 2 * side**3),
         'depthwise_flops': (
             lambda: F.conv2d(images, weight, padding=3, groups=64),
             2 * images.numel() * 7**2,

@@ -5,7 +5,6 @@ AVX-512. On cores that execute AVX-512 at full width (Zen 5), a 1 x 1 convolutio
 time of the same product. In half precision PyTorch uses oneDNN for both.
 """
 
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,6 +17,19 @@ MIN_FLOPS = 1 << 22  # below, the call itself takes longer
 # PyTorch gives 1 x 1 convolutions to oneDNN if there are as many images, or if there is more than
 # one thread and the input is larger.
 MIN_IMAGES, MIN_VALUES = 16, 20480
+
+
+def _is_mkl_slower() -> bool:
+    """Whether this is a CPU of AMD with AVX-512."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    info = Path('/proc/cpuinfo')
+    if torch.backends.cpu.get_cpu_capability() != 'AVX512' or not info.is_file():
+        return False
+    return 'AuthenticAMD' in info.read_text()
+
+
+MKL_IS_SLOWER = _is_mkl_slower()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,28 +85,18 @@ class Linear(nn.Linear):
 def _num_images(x: Tensor, weight: Tensor) -> int:
     """Into how many images the rows are divided for a convolution; 0 for a product."""
     possible = (
-        x.device.type == 'cpu'
+        MKL_IS_SLOWER
+        and x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
-        and not is_traced()
-        and 2 * x.numel() * len(weight) >= MIN_FLOPS
+        and not is_traced()  # compiled, the convolutions take longer: their layouts are copied
         and x.is_contiguous()
         and not torch.is_autocast_cpu_enabled()
-        and _mkl_is_slower()
     )
     if not possible:
+        return 0
+    if 2 * x.numel() * len(weight) < MIN_FLOPS:
         return 0
     if torch.get_num_threads() > 1 and x.numel() > MIN_VALUES:
         return 1
     rows = x.numel() // x.shape[-1]
     return next((n for n in range(MIN_IMAGES, 2 * MIN_IMAGES) if rows % n == 0), 0)
-
-
-@cache
-def _mkl_is_slower() -> bool:
-    """Whether this is a CPU of AMD with AVX-512."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
-        return False
-    info = Path('/proc/cpuinfo')
-    if torch.backends.cpu.get_cpu_capability() != 'AVX512' or not info.is_file():
-        return False
-    return 'AuthenticAMD' in info.read_text()
