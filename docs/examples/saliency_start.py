@@ -1,8 +1,8 @@
 """Writes LinGlo-b0 with another initialisation of its attention, to start a training from.
 
-``python docs/examples/saliency_start.py start.pth --seed 0 --saliency 1 --key 3`` draws the saliency
-vectors with a standard deviation of 1 in place of 0.02 and multiplies the key projections by 3. A
-config starts from the file with ``init_cfg=dict(type='Pretrained', checkpoint='start.pth')``.
+``python docs/examples/saliency_start.py start.pth --saliency 1 --key 3`` draws the saliency vectors
+with a standard deviation of 1 in place of 0.02 and multiplies the key projections by 3. A config
+starts from the file with ``init_cfg=dict(type='Pretrained', checkpoint='start.pth')``.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmvitattn.ops import explain, force
 from mmvitattn.ops import linear as module
 from mmvitattn.ops.linear import Linear, linear, linear_per_image
 
@@ -70,31 +71,21 @@ def test_equals_the_product(shape, num_threads, images, bias, threads, convoluti
     assert [s[0] for s in convolutions] == [images]
 
 
-@pytest.mark.parametrize('bias', [True, False])
-@pytest.mark.parametrize('shared', [True, False])
-def test_a_matrix_for_each_image(shared, bias, convolutions):
+def product_per_image(x, weight, bias):
+    return torch.einsum('bnc,boc->bno', x, weight) + bias[:, None]
+
+
+@pytest.mark.parametrize(('rows', 'channels', 'number'), [(704, 48, 3), (100, 300, 0)])
+def test_a_matrix_for_each_image(rows, channels, number, convolutions):
+    """With few rows, preparing the matrix would take longer than it saves."""
     torch.manual_seed(0)
-    x = torch.randn(704, 48) if shared else torch.randn(3, 704, 48)
-
-    def truth(x, weight, bias=None):
-        y = torch.einsum('nc,boc->bno' if shared else 'bnc,boc->bno', x, weight)
-        return y if bias is None else y + bias[:, None]
-
-    check(linear_per_image, truth, x, torch.randn(3, 80, 48), torch.randn(3, 80) if bias else None)
-    assert len(convolutions) == 3
-
-
-@pytest.mark.parametrize('bias', [True, False])
-def test_few_rows_for_each_image(bias, convolutions):
-    """Preparing the matrix would take longer than it saves."""
-    x, weight = torch.randn(3, 100, 300), torch.randn(3, 80, 300)
-
-    def truth(x, weight, bias=None):
-        y = torch.einsum('bnc,boc->bno', x, weight)
-        return y if bias is None else y + bias[:, None]
-
-    check(linear_per_image, truth, x, weight, torch.randn(3, 80) if bias else None)
-    assert convolutions == []
+    x, weight, bias = (
+        torch.randn(3, rows, channels),
+        torch.randn(3, 80, channels),
+        torch.randn(3, 80),
+    )
+    check(linear_per_image, product_per_image, x, weight, bias)
+    assert len(convolutions) == number
 
 
 def test_products_that_stay(convolutions):
@@ -110,6 +101,14 @@ def test_products_that_stay(convolutions):
     with torch.autocast('cpu', torch.bfloat16):
         assert linear(torch.randn(3000, 64), weight).dtype == torch.bfloat16
     assert convolutions == []
+
+
+def test_forced_reference(convolutions):
+    with force('linear=reference'):
+        linear(torch.randn(3000, 64), torch.randn(64, 64))
+        linear_per_image(torch.randn(2, 3000, 64), torch.randn(2, 64, 64), torch.randn(2, 64))
+    assert convolutions == []
+    assert 'convolution: can run' in explain('linear', torch.randn(3000, 64), torch.randn(64, 64))
 
 
 def test_rows_without_a_divisor(threads, convolutions):

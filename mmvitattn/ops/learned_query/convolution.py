@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from ..depthwise import correlate
 from ..dispatch import as_autocast, is_compiling, is_exporting, is_traced
-from ..linear import linear, linear_per_image
+from ..linear import linear
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
@@ -254,4 +254,6 @@ class _Project(torch.autograd.Function):
 
 
 def _product(x: Tensor, weight: Tensor, inward: bool) -> Tensor:
-    return linear_per_image(weight, x) if inward else linear(x.mT.contiguous(), weight)
+    if inward:
+        return weight.expand(x.shape[0], -1, -1) @ x.mT
+    return linear(x.mT.contiguous(), weight)
