@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import as_autocast, is_traced
-from ..ops.linear import Linear
 from .init import trunc_normal_
+from .linear import Linear
 
 TILE = 1 << 21  # values of the hidden map per tile: 8 MiB in float32, which fit in a CPU's cache
 

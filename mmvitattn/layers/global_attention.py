@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import is_exporting
-from ..ops.linear import Linear
 from .init import trunc_normal_
+from .linear import Linear
 from .patch_embed import remainder
 
 

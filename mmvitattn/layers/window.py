@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.dispatch import is_exporting, is_traced
-from ..ops.linear import Linear
 from .init import lecun_normal_
+from .linear import Linear
 
 
 class WindowAttention(nn.Module):

@@ -6,10 +6,10 @@ from torch import Tensor, nn
 from ..compat.engine import BaseModule
 from ..errors import OptionError
 from ..layers.init import learned_query_, lecun_normal_
+from ..layers.linear import Linear
 from ..layers.position_table import resize_table
 from ..ops import learned_query_scores
 from ..ops.dispatch import without_autocast
-from ..ops.linear import Linear
 from ..registry import MODELS
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import dispatch
 from .dispatch import Implementation, is_traced
@@ -72,14 +72,6 @@ def linear_per_image(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not worth or dispatch.chosen('linear', x[0], weight[0]) != 'convolution':
         return torch.baddbmm(bias[:, None], x, weight.mT)
     return torch.stack([linear(*each) for each in zip(x, weight, bias, strict=True)])
-
-
-class Linear(nn.Linear):
-    """As :class:`torch.nn.Linear`, computed by :func:`linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., C) to (..., C')."""
-        return linear(x, self.weight, self.bias)
 
 
 def _convolve(inputs: LinearInputs) -> Tensor:

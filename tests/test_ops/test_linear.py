@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmvitattn.layers.linear import Linear
 from mmvitattn.ops import explain, force
 from mmvitattn.ops import linear as module
-from mmvitattn.ops.linear import Linear, linear, linear_per_image
+from mmvitattn.ops.linear import linear, linear_per_image
 
 
 @pytest.fixture(autouse=True)
