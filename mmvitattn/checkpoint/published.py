@@ -56,10 +56,10 @@ def find_published(backbone: str, data: str) -> str | None:
     Raises:
         CheckpointError: if there are weights of that data set, but for other backbones.
     """
+    for address in list_published(backbone):
+        if address.endswith(f'_{data}'):
+            return address
     names = [name for name in SHA256 if name.endswith(f'_{data}')]
-    own = f'{backbone.replace("_", "-")}_{data}'
-    if own in names:
-        return SCHEME + own
     if names:
         others = ', '.join(name.removesuffix(f'_{data}').replace('-', '_') for name in names)
         raise CheckpointError(f'there are no {data} weights of {backbone}, only of {others}')

@@ -110,7 +110,7 @@ def _reason_not_to_prefer(inputs: LinearInputs) -> str | None:
         return None
     if 2 * x.numel() * len(weight) < MIN_FLOPS:
         return 'the product is small'
-    if x.is_contiguous() and x.numel() and not _num_images(x):
+    if not _num_images(x):
         return 'PyTorch gives this number of rows to oneDNN only with several threads'
     return None
 

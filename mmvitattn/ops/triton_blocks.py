@@ -54,32 +54,27 @@ def launch_with_blocks(
         What ``launch`` returns.
     """
     with device_of(x):
-        return launch(default if not _searches() else _fastest(name, launch, default, x, settings))
+        if not _searches():
+            return launch(default)
+        known, key = _known(cache_file()), _key(name, x, settings)
+        if key not in known:
+            if x.is_cuda and torch.cuda.is_current_stream_capturing():
+                return launch(default)
+            candidates = [default, *(blocks for blocks in SEARCH_SPACE if blocks != default)]
+            known[key] = min(candidates, key=lambda blocks: _milliseconds(launch, blocks, x))
+            _save(cache_file(), known)
+        return launch(known[key])
 
 
 def _searches() -> bool:
     return os.environ.get(ENV_NAME, '').lower() in ('1', 'true', 'yes', 'on')
 
 
-def _fastest(
-    name: str,
-    launch: Callable[[Blocks], object],
-    default: Blocks,
-    x: Tensor,
-    settings: Mapping[str, int],
-) -> Blocks:
+def _key(name: str, x: Tensor, settings: Mapping[str, int]) -> str:
     device = torch.cuda.get_device_name(x.device) if x.is_cuda else x.device.type
     size = 1 << (x.numel().bit_length() // 4 * 4)  # sizes up to 16 times as large share a choice
     parts = [name, device, f'triton {triton.__version__}', str(x.dtype), f'from {size} values']
-    key = ', '.join([*parts, *(f'{k} {v}' for k, v in sorted(settings.items()))])
-    known = _known(cache_file())
-    if key not in known:
-        if x.is_cuda and torch.cuda.is_current_stream_capturing():
-            return default
-        candidates = [default, *(blocks for blocks in SEARCH_SPACE if blocks != default)]
-        known[key] = min(candidates, key=lambda blocks: _milliseconds(launch, blocks, x))
-        _save(cache_file(), known)
-    return known[key]
+    return ', '.join([*parts, *(f'{k} {v}' for k, v in sorted(settings.items()))])
 
 
 def _milliseconds(launch: Callable[[Blocks], object], blocks: Blocks, x: Tensor) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..depthwise import correlate
-from ..dispatch import as_autocast, is_compiling, is_exporting, is_traced
+from ..dispatch import as_autocast, chosen, is_compiling, is_exporting, is_traced
 from ..linear import linear
 
 if TYPE_CHECKING:
@@ -256,4 +256,8 @@ class _Project(torch.autograd.Function):
 def _product(x: Tensor, weight: Tensor, inward: bool) -> Tensor:
     if inward:
         return weight.expand(x.shape[0], -1, -1) @ x.mT
-    return linear(x.mT.contiguous(), weight)
+    rows = x.mT
+    # Worth a transposition only as a convolution; the choice sees sizes and type, not values.
+    if x.is_contiguous() and chosen('linear', x.view(rows.shape), weight) == 'convolution':
+        return linear(rows.contiguous(), weight)
+    return rows @ weight.T.expand(x.shape[0], -1, -1)
