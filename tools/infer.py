@@ -28,6 +28,7 @@ from mmvitattn.errors import UnreadableError, UsageError, usage_errors_exit
 from mmvitattn.inference import media
 from mmvitattn.inference.build import build_predictor, check_device, read_config
 from mmvitattn.inference.predictors import Predictor
+from mmvitattn.training.mixed_precision import warn_if_slow
 
 PICTURE, RECORD, LABELS, VIDEO, LINES = '.png', '.json', '.labels.png', '.mp4', '.jsonl'
 
@@ -169,6 +170,8 @@ def main() -> None:
     logging.disable(logging.WARNING)  # the toolboxes' messages about their registries
     with usage_errors_exit():
         inference, files = prepare(args)
+    if args.amp:
+        warn_if_slow()
     with torch.autocast(torch.device(check_device(args.device)).type, enabled=args.amp):
         inference.run(files)
     done = len(files) - len(inference.failures)

@@ -18,6 +18,7 @@ from mmvitattn.checkpoint.pretrained import drop_pretrained
 from mmvitattn.checkpoint.published import SCHEME
 from mmvitattn.errors import UsageError, usage_errors_exit
 from mmvitattn.training import checks
+from mmvitattn.training.mixed_precision import warn_if_slow
 
 OVERVIEW_GRID, OVERVIEW_WIDTH, GAP = (4, 3), 512, 10  # rows and columns; pixels
 
@@ -50,6 +51,7 @@ def prepare(args: argparse.Namespace) -> tuple[Config, dict[str, dict]]:
     checks.check_data(cfg, ('test',))
     drop_pretrained(cfg)  # the checkpoint contains all weights
     if args.amp:
+        warn_if_slow()
         cfg.test_cfg.fp16 = True  # MMEngine's loop takes bfloat16 on CPUs
     if args.out:
         dump_predictions(cfg, args.out)

@@ -8,9 +8,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_weight
 
-from .dispatch import HAS_OPERATORS, as_autocast, is_compiling, without_autocast
+from .dispatch import HAS_OPERATORS, as_autocast, is_compiling, precise_dtype, without_autocast
 
 TILE = 28  # positions on a side
+# Without it (CPUs with AVX2 alone), PyTorch multiplies bfloat16 several times as slowly as float32,
+# and sums the gradients of convolutions in bfloat16.
+ONEDNN_HAS_BFLOAT16 = (
+    torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,8 +36,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     unrolled = is_compiling() and (weight.shape[-1] > 3 or not HAS_OPERATORS)  # all the tiles
     if trains and not unrolled and x.device.type == 'cpu':
-        x, weight, bias = as_autocast(x, weight, bias)
-        if x.dtype == weight.dtype:
+        x, like_weight = as_autocast(x, weight[:0])
+        if x.dtype == like_weight.dtype:
             with without_autocast(x):
                 return _DepthwiseConv2d.apply(x, weight, bias)
     padding = int(weight.shape[-1]) // 2  # plain numbers, also while tracing
@@ -40,8 +45,12 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 class _DepthwiseConv2d(torch.autograd.Function):
+    # The parameters are converted to the map's precision in here, so that their gradients are not:
+    # RPCPE takes small differences of them.
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.parameter_dtype = weight.dtype
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
@@ -49,14 +58,16 @@ class _DepthwiseConv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        precise = precise_dtype(x)
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             padding = weight.shape[-1] // 2
             grad_x = F.conv2d(grad, weight.flip(-1, -2), padding=padding, groups=x.shape[1])
         if ctx.needs_input_grad[1]:
-            grad_weight = correlate(x, grad, weight.shape[-1])
+            maps = (x, grad) if ONEDNN_HAS_BFLOAT16 else (x.to(precise), grad.to(precise))
+            grad_weight = correlate(*maps, weight.shape[-1]).to(ctx.parameter_dtype)
         if ctx.needs_input_grad[2]:
-            grad_bias = channel_sum(grad)
+            grad_bias = channel_sum(grad.to(precise)).to(ctx.parameter_dtype)
         return grad_x, grad_weight, grad_bias
 
 

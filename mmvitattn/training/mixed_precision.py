@@ -1,5 +1,6 @@
 """Mixed precision on any device: float16 or bfloat16 on GPUs, bfloat16 on CPUs."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from ..errors import UsageError
+from ..ops.depthwise import ONEDNN_HAS_BFLOAT16
 from ..registry import OPTIM_WRAPPERS
 
 
@@ -36,6 +38,7 @@ def use_mixed_precision(cfg: Config) -> None:
     Raises:
         UsageError: if the config asks for float16 and there is no GPU.
     """
+    warn_if_slow()
     wrapper = cfg.optim_wrapper
     if torch.cuda.is_available():
         wrapper.type = 'AmpOptimWrapper'
@@ -49,3 +52,13 @@ def use_mixed_precision(cfg: Config) -> None:
         )
     wrapper.pop('loss_scale', None)
     wrapper.type = 'mmvitattn.CPUAmpOptimWrapper'
+
+
+def warn_if_slow() -> None:
+    """Says on the error stream if the present CPU is faster without mixed precision."""
+    if not (ONEDNN_HAS_BFLOAT16 or torch.cuda.is_available()):
+        print(
+            '--amp: this CPU lacks what PyTorch needs to be fast in bfloat16 (on x86, AVX-512): it '
+            'takes several times as long as float32; leave out --amp',
+            file=sys.stderr,
+        )

@@ -44,3 +44,10 @@ def test_cpus_compute_in_bfloat16(monkeypatch):
 def test_float16_needs_a_gpu(monkeypatch):
     with pytest.raises(UsageError, match="dtype='float16' needs a GPU"):
         chosen(monkeypatch, gpu=False, dtype='float16')
+
+
+@pytest.mark.parametrize(('fast', 'gpu'), [(False, False), (True, False), (False, True)])
+def test_cpus_that_are_slow_in_bfloat16_are_named(monkeypatch, capsys, fast, gpu):
+    monkeypatch.setattr(mixed_precision, 'ONEDNN_HAS_BFLOAT16', fast)
+    chosen(monkeypatch, gpu=gpu)
+    assert ('leave out --amp' in capsys.readouterr().err) == (not fast and not gpu)
