@@ -50,7 +50,7 @@ def check_hash(path: Path, expected: str | None = None) -> None:
     found = digest.hexdigest()[: len(expected)]
     if found != expected:
         raise CheckpointError(
-            f'{path}: its SHA-256 begins with {found}, not with {expected} {source}: '
+            f'{path}: its SHA-256 begins with {found[:8]}, not with {expected[:8]} {source}: '
             f'{DAMAGED}{remedy}'
         )
 
