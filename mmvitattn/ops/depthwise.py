@@ -11,7 +11,7 @@ from torch.nn.grad import conv2d_weight
 from .dispatch import HAS_OPERATORS, as_autocast, is_compiling, precise_dtype, without_autocast
 
 TILE = 28  # positions on a side
-# Without it (CPUs with AVX2 alone), PyTorch multiplies bfloat16 several times as slowly as float32,
+# Without it (CPUs with AVX2 alone), PyTorch multiplies bfloat16 many times as slowly as float32,
 # and sums the gradients of convolutions in bfloat16.
 ONEDNN_HAS_BFLOAT16 = (
     torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

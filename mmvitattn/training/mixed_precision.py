@@ -59,6 +59,6 @@ def warn_if_slow() -> None:
     if not (ONEDNN_HAS_BFLOAT16 or torch.cuda.is_available()):
         print(
             '--amp: this CPU lacks what PyTorch needs to be fast in bfloat16 (on x86, AVX-512): it '
-            'takes several times as long as float32; leave out --amp',
+            'takes many times as long as float32; leave out --amp',
             file=sys.stderr,
         )
