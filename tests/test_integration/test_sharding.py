@@ -129,14 +129,14 @@ def test_other_numbers_of_processes_resume(train, last_checkpoint):
 @pytest.mark.slow
 @needs_fully_shard
 def test_in_bfloat16(train, last_checkpoint):
-    clip = 'optim_wrapper.clip_grad.max_norm=2.0'
+    # Above all norms: the order in which a norm is summed changes the last bits of what is clipped
+    # by it, and then other values are rounded up to bfloat16 (clipping is tested in float32).
+    clip = 'optim_wrapper.clip_grad.max_norm=1000.0'
     _, expected = train(WHOLE, 'whole', 2, clip, flag='--amp')
     _, steps = train(SHARDED, 'sharded', 2, clip, flag='--amp')
     assert steps[0] == expected[0]
-    # After an update the weights differ in their last bits, and where that changes how one value is
-    # rounded to bfloat16, all later roundings change: losses agree as far as bfloat16 does, 2^-8.
-    for (norm, loss), (other_norm, other_loss) in zip(expected[1:], steps[1:], strict=True):
-        assert other_loss == pytest.approx(loss, rel=2**-8)
+    for (norm, loss), (other_norm, other_loss) in zip(expected, steps, strict=True):
+        assert other_loss == pytest.approx(loss, rel=1e-3)
         assert other_norm == pytest.approx(norm, rel=1e-2)
     state = last_checkpoint('sharded', 2)['state_dict']
     assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
