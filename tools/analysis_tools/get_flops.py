@@ -166,7 +166,8 @@ def main() -> None:
         flops = multiply_adds(model.backbone, (height, width))
     print(f'parameters, whole model   {parameters(model):8.2f} M')
     print(f'parameters, backbone      {parameters(model.backbone):8.2f} M')
-    print(f'multiply-adds, backbone   {flops:8.2f} G at {height} x {width}')
+    decimals = 2 if flops >= 0.1 else 3
+    print(f'multiply-adds, backbone   {flops:8.{decimals}f} G at {height} x {width}')
 
 
 if __name__ == '__main__':
