@@ -96,6 +96,13 @@ takes a minute or two on CPUs:
 
 @TRAIN@
 
+## Evaluate
+
+The mean IoU in percent on the validation pictures, low after so short a training; `run/` contains
+the config as it was trained:
+
+@TEST@
+
 ## Predict
 
 Segment your own photograph, `photo.jpg`:
@@ -223,6 +230,14 @@ def record(session: Session, num_train: int, epochs: int) -> str:
         only=r'Epoch\(train\)',
     )
     checkpoint = f'run/epoch_{epochs}.pth'
+    prefix = 'test_dataloader.dataset.data_prefix'
+    blocks['TEST'] = run(
+        f'mmvitattn test run/segmenter.py {checkpoint} --cfg-options \\\n'
+        f'    {prefix}.img_path=images/validation \\\n'
+        f'    {prefix}.seg_map_path=annotations/validation',
+        lines=1,
+        only='mIoU',
+    )
     blocks['INFER'] = run(f'mmvitattn infer segmenter.py {checkpoint} photo.jpg', lines=1)
     blocks['RESULT'] = run('ls predictions', lines=9)
     blocks['EXPORT'] = run(

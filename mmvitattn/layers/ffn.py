@@ -111,7 +111,8 @@ class TanhGELU(nn.GELU):
             return F.gelu(x, approximate='tanh')
         # The square may overflow: then the sigmoid is 0 or 1, as it should be.
         slope, cubic = 2 * math.sqrt(2 / math.pi), 0.044715
-        return x.square().mul_(slope * cubic).add_(slope).mul_(x).sigmoid_().mul_(x)
+        y = torch.addcmul(x.new_tensor(slope), x, x, value=slope * cubic)
+        return y.mul_(x).sigmoid_().mul_(x)
 
 
 def _on_images(module: nn.Module | None, x: Tensor) -> Tensor:

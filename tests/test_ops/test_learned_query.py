@@ -121,7 +121,7 @@ def test_float32_is_exact_for_scores_of_any_size(bound, kernel_size):
         assert (a - e).abs().max() < 1e-5 * max(1, e.abs().max())
 
 
-@pytest.mark.parametrize('kernel_size', [3, 7, 15])
+@pytest.mark.parametrize('kernel_size', [3, 7, 11, 15])
 def test_convolution_is_exact_up_to_its_spread(kernel_size):
     """Large and small scores side by side, more positions than a tile of the gradient has."""
     arguments = make_arguments(31, 30, kernel_size)

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MAX_SPREAD = 60.0  # exp(-60) = 9e-27: products of two such numbers are still normal in float32
 BATCH_ELEMENTS = 1 << 20  # of the maps that are convolved at once: 4 MiB, which caches hold
-MAX_PADDING = 5  # positions; oneDNN has no fast convolution for more (it depends on the registers)
+# Positions; oneDNN has no fast convolution for more (it depends on the number of registers).
+MAX_PADDING = 5 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else 4
 
 
 def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
