@@ -42,7 +42,10 @@ def measure(settings: str, trainings: int, busy: int, seconds: float) -> float:
             process.kill()
         logs = [run.communicate()[0] for run in runs]
         time.sleep(2)  # workers end with their pipe
-    return statistics.median(s for log in logs for s in list(map(float, STEP.findall(log)))[10:])
+    steps = [s for log in logs for s in list(map(float, STEP.findall(log)))[10:]]
+    if not steps:
+        raise SystemExit(f'No training got to its eleventh step in {seconds:g} s:\n{logs[0][-2000:]}')
+    return statistics.median(steps)
 
 
 def main() -> None:
@@ -50,6 +53,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--seconds', type=float, default=45)
     args = parser.parse_args()
+    if not (ROOT / 'data/shapes').is_dir():
+        parser.error(f'{ROOT}/data/shapes is missing: run python tools/prepare_data.py shapes')
     print('| settings | ' + ' | '.join(LOADS) + ' |')
     print('|---|' + '---|' * len(LOADS))
     for settings in ('off', 'on'):
