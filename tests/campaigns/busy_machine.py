@@ -44,7 +44,7 @@ def measure(settings: str, trainings: int, busy: int, seconds: float) -> float:
         time.sleep(2)  # workers end with their pipe
     steps = [s for log in logs for s in list(map(float, STEP.findall(log)))[10:]]
     if not steps:
-        raise SystemExit(f'No training got to its eleventh step in {seconds:g} s:\n{logs[0][-2000:]}')
+        raise SystemExit(f'No training reached step 11 in {seconds:g} s:\n{logs[0][-2000:]}')
     return statistics.median(steps)
 
 
