@@ -1,12 +1,12 @@
 """The speed and memory that are aimed at, and whether what is measured meets them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import BACKWARD, FORWARD, MODES, Case, Group, Size, layers, models
-from .measure import Measurement, quartiles
+from .measure import Measurement, Options, quartiles, run
 
 SPEED, TIME, MEMORY, SLOPE = 'times as fast', 'of the time', 'of the memory', 'slope of time'
 
@@ -220,8 +220,8 @@ def _verdict(
     return Verdict(target, *quartiles(ratios), baseline=best.name, ours=ours)
 
 
-def find_slower(verdicts: Sequence[Verdict], earlier: Iterable[Mapping]) -> list[str]:
-    """Names the targets at which this run is worse than an earlier one by more than the spread.
+def find_slower(verdicts: Sequence[Verdict], earlier: Iterable[Mapping]) -> dict[Target, str]:
+    """Finds the targets at which this run is worse than an earlier one by more than the spread.
 
     Args:
         verdicts: of this run.
@@ -231,19 +231,39 @@ def find_slower(verdicts: Sequence[Verdict], earlier: Iterable[Mapping]) -> list
         A line for each. The quartiles of both runs must not overlap; figures without quartiles
         (memory, slopes) must differ by more than 5 %.
     """
-    lines, before = [], {entry['what']: entry for entry in earlier}
+    lines, before = {}, {entry['what']: entry for entry in earlier}
     for verdict in verdicts:
-        old = before.get(verdict.target.what)
+        target, old = verdict.target, before.get(verdict.target.what)
         if old is None or old['measured'] is None or verdict.measured is None:
             continue
         low, high = _range(verdict.measured, verdict.lower, verdict.upper)
         old_low, old_high = _range(old['measured'], old['lower'], old['upper'])
-        if high < old_low if verdict.target.kind == SPEED else low > old_high:
-            lines.append(
-                f'{verdict.target.what}: {verdict.measured:.3g} {verdict.target.kind}, was '
-                f'{old["measured"]:.3g}'
+        if high < old_low if target.kind == SPEED else low > old_high:
+            lines[target] = (
+                f'{target.what}: {verdict.measured:.3g} {target.kind}, was {old["measured"]:.3g}'
             )
     return lines
+
+
+def confirm_slower(
+    slower: Mapping[Target, str],
+    groups: Sequence[Group],
+    options: Options,
+    earlier: Iterable[Mapping],
+) -> list[str]:
+    """Measures what :func:`find_slower` found a second time, since other processes change ratios.
+
+    Returns:
+        The lines of those that are slower again, and of peak memory, which does not fluctuate.
+    """
+    again = [target for target in slower if target.kind != MEMORY]
+    groups = [group for group in groups if group.key in {target.place[0] for target in again}]
+    measurements = run(groups, replace(options, measures_memory=False)) if groups else []
+    verdicts = judge(again, measurements, slopes(groups, measurements))
+    confirmed = find_slower(verdicts, earlier)
+    return [
+        confirmed.get(t, line) for t, line in slower.items() if t in confirmed or t not in again
+    ]
 
 
 def _range(measured: float, lower: float | None, upper: float | None) -> tuple[float, float]:

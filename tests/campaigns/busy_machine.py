@@ -33,7 +33,7 @@ def train(folder: Path, settings: str) -> subprocess.Popen:
 
 
 def measure(settings: str, trainings: int, busy: int, seconds: float) -> float:
-    """Median seconds of a step, without the first ten of each training."""
+    """Median seconds of a step, without the first three of each training."""
     with tempfile.TemporaryDirectory() as folder:
         others = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(busy)]
         runs = [train(Path(folder, str(i)), settings) for i in range(trainings)]
@@ -42,9 +42,9 @@ def measure(settings: str, trainings: int, busy: int, seconds: float) -> float:
             process.kill()
         logs = [run.communicate()[0] for run in runs]
         time.sleep(2)  # workers end with their pipe
-    steps = [s for log in logs for s in list(map(float, STEP.findall(log)))[10:]]
+    steps = [s for log in logs for s in list(map(float, STEP.findall(log)))[3:]]
     if not steps:
-        raise SystemExit(f'No training reached step 11 in {seconds:g} s:\n{logs[0][-2000:]}')
+        raise SystemExit(f'No training reached step 4 in {seconds:g} s:\n{logs[0][-2000:]}')
     return statistics.median(steps)
 
 

@@ -352,7 +352,8 @@ def test_what_became_slower_by_more_than_the_spread_is_named():
         target = targets.Target('it', kind, 1.0, ('g', 'c'), 'forward', 'QnA')
         verdict = targets.Verdict(target, **dict(zip(names, now, strict=True)))
         earlier = dict(what='it', **dict(zip(names, before, strict=True)))
-        return targets.find_slower([verdict], [earlier, dict(what='another', measured=9.0)])
+        found = targets.find_slower([verdict], [earlier, dict(what='another', measured=9.0)])
+        return list(found.values())
 
     assert find(targets.SPEED, (4.0, 3.8, 4.2), (3.5, 3.3, 3.7)) == ['it: 3.5 times as fast, was 4']
     assert find(targets.SPEED, (4.0, 3.8, 4.2), (3.8, 3.6, 3.9)) == []
@@ -364,6 +365,32 @@ def test_what_became_slower_by_more_than_the_spread_is_named():
     assert find(targets.MEMORY, (0.10, None, None), (0.11, None, None)) != []
     assert find(targets.MEMORY, (0.10, None, None), (0.102, None, None)) == []
     assert find(targets.SPEED, (None, None, None), (3.5, 3.3, 3.7)) == []
+
+
+def test_only_what_is_slower_in_a_second_measurement_is_named(monkeypatch):
+    def target(what, kind, ours):
+        return targets.Target(what, kind, 1.0, ('g', 'c'), 'forward', ours, ('theirs',))
+
+    def measured(name, seconds):
+        return measure.Measurement('g', 'c', 1.0, 'forward', name, seconds=[seconds] * 3)
+
+    def run_again(groups, options):
+        assert [group.key for group in groups] == ['g'] and not options.measures_memory
+        return [measured('theirs', 2.0), measured('slow', 4.0), measured('disturbed', 1.0)]
+
+    monkeypatch.setattr(targets, 'run', run_again)
+    slower = {
+        target('slow', targets.SPEED, 'slow'): 'slow: first',
+        target('disturbed', targets.SPEED, 'disturbed'): 'disturbed: first',
+        target('memory', targets.MEMORY, 'slow'): 'memory: first',
+    }
+    groups = [Group(key, key, '', 'theirs', []) for key in ('g', 'other')]
+    before = dict(measured=2.0, lower=2.0, upper=2.0)
+    earlier = [dict(before, what=found.what) for found in slower]
+    lines = targets.confirm_slower(slower, groups, CPU, earlier)
+    assert lines == ['slow: 0.5 times as fast, was 2', 'memory: first']
+    monkeypatch.delattr(targets, 'run')  # nothing to measure
+    assert targets.confirm_slower({}, groups, CPU, earlier) == []
 
 
 @pytest.mark.parametrize(
