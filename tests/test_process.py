@@ -34,18 +34,15 @@ def spinning():
     time.sleep(0.1)
     return time.process_time() - before
 
-def least():
-    return min(spinning() for _ in range(5))
-
 torch.set_num_threads(2)
 team = process.IdleTeam(process.openmp_libraries())
-times = [least()]
+times = [max(spinning() for _ in range(5))]
 team.start()
 time.sleep(0.2)
-times.append(least())
+times.append(min(spinning() for _ in range(5)))
 team.leave.set()
 team.join()
-times.append(least())
+times.append(max(spinning() for _ in range(5)))
 print(*times)
 """
 USER = [*process._OPENMP, 'MALLOC_ARENA_MAX', 'GLIBC_TUNABLES', 'LD_PRELOAD', process.ENV_NAME]
