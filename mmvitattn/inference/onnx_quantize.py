@@ -5,7 +5,7 @@ shows; the file has pairs of QuantizeLinear and DequantizeLinear around each qua
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,7 +100,7 @@ def float_nodes(graph: Any) -> dict[str, list[str]]:
     constants |= {name for name, node in producers.items() if node.op_type == 'Constant'}
     consumers: dict[str, list[Any]] = {}
     for node in graph.node:
-        for name in node.input:
+        for name in _names_read(node):
             consumers.setdefault(name, []).append(node)
     kept: dict[str, list[str]] = {
         'product of two activations (attention)': [],
@@ -113,6 +113,15 @@ def float_nodes(graph: Any) -> dict[str, list[str]]:
         elif not _reaches(node, consumers):
             last.append(node.name)
     return kept
+
+
+def _names_read(node: Any) -> Iterator[str]:
+    """The inputs of a node, with what the branches of an ``If`` read from outside."""
+    yield from node.input
+    for branch in (attribute.g for attribute in node.attribute if attribute.HasField('g')):
+        yield from (output.name for output in branch.output)
+        for inner in branch.node:
+            yield from _names_read(inner)
 
 
 def _reaches(node: Any, consumers: dict[str, list[Any]]) -> bool:

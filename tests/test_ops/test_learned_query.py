@@ -97,7 +97,8 @@ def test_gradcheck(name, kernel_size, stride, size):
 
 @pytest.mark.parametrize('kernel_size', [3, 7])
 @pytest.mark.parametrize('bound', [5, 100, 1e4])
-def test_float32_is_exact_for_scores_of_any_size(bound, kernel_size):
+@pytest.mark.parametrize('setting', ['', 'window_stack'], ids=['chosen', 'window_stack'])
+def test_float32_is_exact_for_scores_of_any_size(setting, bound, kernel_size):
     """The right half lies 1e3 lower: an image-wide maximum would make its windows 0 / 0."""
     arguments = make_arguments(9, 16, kernel_size)
     scores = torch.rand(arguments[0].shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -105,7 +106,8 @@ def test_float32_is_exact_for_scores_of_any_size(bound, kernel_size):
     arguments[0][:, :, 8:] -= 1e3
     single = [t.float().requires_grad_() for t in arguments]
     double = [t.detach().double().requires_grad_() for t in single]  # the same numbers
-    actual = learned_query_attention(*single, kernel_size)
+    with force(setting):
+        actual = learned_query_attention(*single, kernel_size)
     expected = reference(*double, kernel_size)
     assert relative_difference(actual, expected) < 1e-5
     # Only windows of the lower half, so that the others' size hides nothing.

@@ -13,10 +13,12 @@ import mmvitattn
 from mmvitattn import build_backbone, list_backbones
 from mmvitattn.compat.onnx import has_dynamo_exporter, write_onnx
 from mmvitattn.errors import UsageError
-from mmvitattn.inference import onnx_export
+from mmvitattn.inference import onnx_export, onnx_quantize
 from mmvitattn.inference.build import build_model
 from mmvitattn.inference.onnx_export import Exportable, export_onnx, largest_differences
 from mmvitattn.inference.onnx_metadata import load_runner, resize_steps
+from mmvitattn.ops import learned_query_attention
+from mmvitattn.ops.reference import learned_query_attention as reference
 from mmvitattn.zoo import families
 
 onnx = pytest.importorskip('onnx', reason='extra [export]')
@@ -206,6 +208,62 @@ def test_newer_exporter(task, family, run_tool, tiny_config, tiny_checkpoint, tm
     else:
         (a,), (b,) = outputs.values(), older.values()
         assert a.shape == b.shape and (abs(a - b) < 1e-5).mean() > 0.999
+
+
+class Attention(nn.Module):
+    """Learned-query attention whose scores and values are channels of the image."""
+
+    def __init__(self, kernel_size, stride):
+        super().__init__()
+        self.window = kernel_size, stride
+        self.bias = nn.Parameter(torch.randn(kernel_size**2, 2, 2))
+        self.scale = nn.Parameter(torch.randn(kernel_size**2, 2, 2))
+
+    def forward(self, image, attend=learned_query_attention):
+        maps = image.permute(0, 2, 3, 1)
+        scores, values = maps[..., :4].unflatten(3, (2, 2)), maps[..., 4:].unflatten(3, (2, 3))
+        tables = (t.to(image.dtype) for t in (self.bias, self.scale))
+        return (attend(scores, values, *tables, *self.window),)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_dynamo_exporter(), reason='no exporter based on torch.export here')
+@pytest.mark.parametrize(('kernel_size', 'stride'), [(3, 1), (3, 2), (5, 1)])
+def test_choice_by_the_spread_of_the_scores(kernel_size, stride, tmp_path):
+    """Convolutions for near scores, whose file must not use them for scores that lie far apart."""
+    torch.manual_seed(0)
+    module, path = Attention(kernel_size, stride), tmp_path / 'model.onnx'
+    write_onnx(module, torch.randn(2, 10, 15, 12), path, ['output'], True, dynamo=True)
+    (choice,) = [node for node in onnx.load(path).graph.node if node.op_type == 'If']
+    kinds = [[node.op_type for node in attribute.g.node] for attribute in choice.attribute]
+    assert sorted(names.count('Conv') for names in kinds) == [0, 2]
+    for bound, shape in ((1, (3, 17, 16)), (20, (1, 9, 14)), (100, (2, 8, 16)), (1e4, (1, 13, 11))):
+        image = torch.randn(shape[0], 10, *shape[1:])
+        image[:, :4] = bound * (2 * torch.rand(shape[0], 4, *shape[1:]) - 1)
+        if bound > 20:
+            image[:, :4, :, 8:] -= 1e3  # an image-wide maximum would make these windows 0 / 0
+        (expected,) = module(image.double(), reference)
+        (actual,) = run_onnx(path, image).values()
+        assert actual.shape == expected.shape
+        difference = (torch.from_numpy(actual) - expected).detach()[:, :, 4:].abs().max()
+        assert difference < 1e-5 * expected.abs().max()
+
+
+def test_what_an_if_reads_reaches_its_followers():
+    """A matrix product that only the branches of an ``If`` read is not the last one."""
+    make = onnx.helper
+    info = make.make_tensor_value_info('y', onnx.TensorProto.FLOAT, None)
+    branches = [make.make_graph([make.make_node(op, ['a'], ['y'])], op, [], [info]) for op in 'AB']
+    nodes = [
+        make.make_node('MatMul', ['x', 'w'], ['a'], 'first'),
+        make.make_node(
+            'If', ['c'], ['b'], 'choice', then_branch=branches[0], else_branch=branches[1]
+        ),
+        make.make_node('MatMul', ['b', 'w'], ['z'], 'second'),
+    ]
+    weight = make.make_tensor('w', onnx.TensorProto.FLOAT, [1, 1], [1.0])
+    graph = make.make_graph(nodes, 'graph', [], [], [weight])
+    assert list(onnx_quantize.float_nodes(graph).values()) == [[], ['second']]
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch, reference
 from ..dispatch import Implementation, precise_dtype, without_autocast
 from ..triton_support import triton_implementation
-from . import convolution, offset_loop, operator, window_stack
+from . import conditional, convolution, offset_loop, operator, window_stack
 from .convolution import project_in
 
 NORM_EPS = 1e-6  # added to the queries' norm, as in the official release
@@ -199,6 +199,7 @@ dispatch.register(
             'operator', operator.run, operator.reason_not_to_run, operator.reason_not_to_prefer
         ),
         Implementation('offset_loop', offset_loop.run, offset_loop.reason_not_to_run),
+        Implementation('conditional', conditional.run, conditional.reason_not_to_run),
         Implementation('window_stack', window_stack.run),
         Implementation('reference', _reference),
     ],

@@ -47,10 +47,15 @@ def reason_not_to_run(inputs: 'LearnedQueryInputs') -> str | None:
     if scores.numel() == 0:
         return 'the input is empty'
     with torch.no_grad():
-        spread = (scores.amax((1, 2)) - scores.amin((1, 2))).max() + (bias.max() - bias.min())
-    if not spread.item() <= MAX_SPREAD:  # also if it is NaN
+        fits = spread(scores, bias) <= MAX_SPREAD  # false if it is NaN
+    if not fits.item():
         return f'the scores of an image spread over more than {MAX_SPREAD:g}'
     return None
+
+
+def spread(scores: Tensor, bias: Tensor) -> Tensor:
+    """How far the scores and biases of one image lie apart at most; a number."""
+    return (scores.amax((1, 2)) - scores.amin((1, 2))).max() + (bias.max() - bias.min())
 
 
 def run(inputs: 'LearnedQueryInputs') -> Tensor:
@@ -87,7 +92,7 @@ class _RatioOfConvolutions(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, values: Tensor, bias: Tensor, scale: Tensor, stride: int
     ) -> Tensor:
-        kernel = _kernel(bias, scale, values.shape[2])
+        kernel = make_kernel(bias, scale, values.shape[2])
         grid = (-(-size // stride) for size in scores.shape[3:])
         output = values.new_empty(*values.shape[:3], *grid)
         for e, v, y in _by_images(kernel, _exponentials(scores), values, output):
@@ -108,7 +113,7 @@ def _gradients(
     scores: Tensor, values: Tensor, grad: Tensor, bias: Tensor, scale: Tensor, stride: int
 ) -> tuple[Tensor, ...]:
     """For output N / D and its gradient g: dN = g / D and dD = -sum(g N / D) / D."""
-    kernel = _kernel(bias, scale, values.shape[2])
+    kernel = make_kernel(bias, scale, values.shape[2])
     grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
     grad_kernel, side = torch.zeros_like(kernel), kernel.shape[-1]
     maps = (_exponentials(scores), values, grad, grad_scores, grad_values)
@@ -135,9 +140,9 @@ def _exponentials(scores: Tensor) -> Tensor:
     return (scores - scores.amax(dim=(3, 4), keepdim=True)).exp_()
 
 
-def _kernel(bias: Tensor, scale: Tensor, dim: int) -> Tensor:
+def make_kernel(bias: Tensor, scale: Tensor, dim: int) -> Tensor:
     """Kernel (n, 1, k, k) of both sums, up to a factor that cancels in their ratio."""
-    exponentials = (bias - bias.max()).exp_()
+    exponentials = (bias - bias.max()).exp()
     numerator = (exponentials * scale)[..., None].expand(*bias.shape, dim)
     kernel = torch.cat([numerator, exponentials[..., None]], dim=-1).flatten(1)  # (k*k, n)
     side = round(len(kernel) ** 0.5)

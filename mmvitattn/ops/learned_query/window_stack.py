@@ -27,10 +27,12 @@ def run(inputs: 'LearnedQueryInputs') -> Tensor:
 def window_weights(inputs: 'LearnedQueryInputs') -> Tensor:
     """The factors of the values in each window, summed over the queries, (k*k, B, H', W', h)."""
     scores, _, bias, scale, *window = inputs
-    logits = torch.stack(list(_shifted(scores, float('-inf'), *window)))
-    logits = logits + bias[:, None, None, None]  # (k*k, B, H', W', q, h)
-    # onnxruntime's Softmax over the first axis takes several times as long as these operators.
-    exponentials = (logits - logits.detach().amax(dim=0)).exp()
+    scores = torch.stack(list(_shifted(scores, float('-inf'), *window)))  # (k*k, B, H', W', q, h)
+    bias = bias[:, None, None, None]
+    # onnxruntime's Softmax over the first axis takes several times as long as these operators. The
+    # bias is added to the small difference: added to a large score, it would lose its digits.
+    largest = (scores + bias).detach().amax(dim=0)
+    exponentials = (scores - largest + bias).exp()
     weights = exponentials / exponentials.sum(dim=0) * scale[:, None, None, None]
     return reduce(torch.add, weights.unbind(4))
 
