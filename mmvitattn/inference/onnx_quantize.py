@@ -5,7 +5,7 @@ shows; the file has pairs of QuantizeLinear and DequantizeLinear around each qua
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,8 +72,9 @@ def quantise(path: Path, out: Path, inputs: Sequence[np.ndarray]) -> dict[str, l
             return None if image is None else {'image': image}
 
     with TemporaryDirectory() as folder:
-        prepared = Path(folder) / 'prepared.onnx'
-        quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        plain, prepared = Path(folder) / 'plain.onnx', Path(folder) / 'prepared.onnx'
+        onnx.save(without_choice(onnx.load(path)), plain)
+        quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         kept = float_nodes(onnx.load(prepared).graph)
         quantize_static(
             str(prepared),
@@ -100,7 +101,7 @@ def float_nodes(graph: Any) -> dict[str, list[str]]:
     constants |= {name for name, node in producers.items() if node.op_type == 'Constant'}
     consumers: dict[str, list[Any]] = {}
     for node in graph.node:
-        for name in _names_read(node):
+        for name in node.input:
             consumers.setdefault(name, []).append(node)
     kept: dict[str, list[str]] = {
         'product of two activations (attention)': [],
@@ -115,13 +116,36 @@ def float_nodes(graph: Any) -> dict[str, list[str]]:
     return kept
 
 
-def _names_read(node: Any) -> Iterator[str]:
-    """The inputs of a node, with what the branches of an ``If`` read from outside."""
-    yield from node.input
-    for branch in (attribute.g for attribute in node.attribute if attribute.HasField('g')):
-        yield from (output.name for output in branch.output)
-        for inner in branch.node:
-            yield from _names_read(inner)
+def without_choice(model: Any) -> Any:
+    """Replaces each ``If`` before convolutions by its other branch, in place.
+
+    onnxruntime can neither quantise nor optimise around the choice that QnA-ViT's files contain
+    (:mod:`mmvitattn.ops.learned_query.conditional`).
+
+    Args:
+        model: ONNX model.
+
+    Returns:
+        The model.
+    """
+    import onnx
+
+    nodes = []
+    for node in model.graph.node:
+        branches = {attribute.name: attribute.g for attribute in node.attribute}
+        if node.op_type != 'If' or all(n.op_type != 'Conv' for n in branches['then_branch'].node):
+            nodes.append(node)
+            continue
+        branch = branches['else_branch']
+        model.graph.initializer.extend(branch.initializer)
+        nodes.extend(branch.node)
+        nodes.extend(
+            onnx.helper.make_node('Identity', [inner.name], [outer], f'{node.name}_{outer}')
+            for inner, outer in zip(branch.output, node.output, strict=True)
+        )
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
 
 
 def _reaches(node: Any, consumers: dict[str, list[Any]]) -> bool:
