@@ -8,12 +8,11 @@ from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import is_torch_exporting
 from . import window_stack
-from .convolution import MAX_SPREAD, make_kernel, spread
+from .convolution import MAX_SPREAD, convolve, exponentiate, make_kernel, spread
 
 if TYPE_CHECKING:
     from . import LearnedQueryInputs
@@ -30,13 +29,12 @@ def run(inputs: 'LearnedQueryInputs') -> Tensor:
     """See :func:`mmvitattn.ops.learned_query_attention`."""
     # torch.cond refuses tensors that share their memory, such as the parts of a projection.
     scores, values = inputs.scores.contiguous(), inputs.values.to(inputs.scores.dtype).contiguous()
-    tables = inputs[2:]
 
     def by_convolution(scores: Tensor, values: Tensor) -> Tensor:
-        return _ratio(type(inputs)(scores, values, *tables)).contiguous()
+        return _ratio(inputs._replace(scores=scores, values=values)).contiguous()
 
     def by_window(scores: Tensor, values: Tensor) -> Tensor:
-        return window_stack.run(type(inputs)(scores, values, *tables)).contiguous()
+        return window_stack.run(inputs._replace(scores=scores, values=values)).contiguous()
 
     fits = spread(scores, inputs.bias) <= MAX_SPREAD  # false if it is NaN
     return torch.cond(fits, by_convolution, by_window, (scores, values))
@@ -47,16 +45,8 @@ def _ratio(inputs: 'LearnedQueryInputs') -> Tensor:
     scores, values = (x.permute(0, 3, 4, 1, 2) for x in inputs[:2])
     (queries, heads), dim = inputs.bias.shape[1:], values.shape[2]
     kernel = make_kernel(inputs.bias, inputs.scale, dim).unflatten(0, (queries, heads, dim + 1))
-    e = (scores - scores.amax(dim=(3, 4), keepdim=True)).exp()[:, :, :, None]
+    e = exponentiate(scores)[:, :, :, None]
     # Two convolutions: one, as in eager mode, would need the concatenation of its inputs.
-    numerator = _convolve(e * values[:, None], kernel[:, :, :-1], inputs)
-    denominator = _convolve(e, kernel[:, :, -1:], inputs)
+    numerator = convolve(e * values[:, None], kernel[:, :, :-1].flatten(0, 2), inputs.stride)
+    denominator = convolve(e, kernel[:, :, -1:].flatten(0, 2), inputs.stride)
     return reduce(torch.add, (numerator / denominator).unbind(1)).permute(0, 3, 4, 1, 2)
-
-
-def _convolve(x: Tensor, kernel: Tensor, inputs: 'LearnedQueryInputs') -> Tensor:
-    """Depth-wise convolution of maps (B, q, h, d, H, W) with kernels (q, h, d, 1, k, k)."""
-    maps, weight = x.flatten(1, 3), kernel.flatten(0, 2)
-    padding = inputs.kernel_size // 2
-    y = F.conv2d(maps, weight, None, inputs.stride, padding, groups=len(weight))
-    return y.unflatten(1, x.shape[1:4])

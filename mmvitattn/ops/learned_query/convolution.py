@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MAX_SPREAD = 60.0  # exp(-60) = 9e-27: products of two such numbers are still normal in float32
 BATCH_ELEMENTS = 1 << 20  # of the maps that are convolved at once: 4 MiB, which caches hold
-# Positions; oneDNN has no fast convolution for more (it depends on the number of registers).
+# Positions; oneDNN has no fast convolution for more (it depends on the number of registers). Files
+# that are exported run elsewhere.
 MAX_PADDING = 5 if torch.backends.cpu.get_cpu_capability() == 'AVX512' else 4
 
 
@@ -95,8 +96,8 @@ class _RatioOfConvolutions(torch.autograd.Function):
         kernel = make_kernel(bias, scale, values.shape[2])
         grid = (-(-size // stride) for size in scores.shape[3:])
         output = values.new_empty(*values.shape[:3], *grid)
-        for e, v, y in _by_images(kernel, _exponentials(scores), values, output):
-            sums = _convolve(_weighted(e, v), kernel, stride)
+        for e, v, y in _by_images(kernel, exponentiate(scores), values, output):
+            sums = convolve(_weighted(e, v), kernel, stride)
             _sum_over_queries(sums[:, :, :, :-1], sums[:, :, :, -1:].reciprocal(), y)
         ctx.save_for_backward(scores, values, bias, scale)
         ctx.stride = stride
@@ -116,12 +117,12 @@ def _gradients(
     kernel = make_kernel(bias, scale, values.shape[2])
     grad_scores, grad_values = torch.empty_like(scores), torch.empty_like(values)
     grad_kernel, side = torch.zeros_like(kernel), kernel.shape[-1]
-    maps = (_exponentials(scores), values, grad, grad_scores, grad_values)
+    maps = (exponentiate(scores), values, grad, grad_scores, grad_values)
     for e, v, g, grad_s, grad_v in _by_images(kernel, *maps):
         weighted = _weighted(e, v)
-        grad_sums = _grad_of_sums(_convolve(weighted, kernel, stride), g, e, stride)
+        grad_sums = _grad_of_sums(convolve(weighted, kernel, stride), g, e, stride)
         grad_kernel += correlate(weighted.flatten(1, 3), grad_sums.flatten(1, 3), side)
-        grad_weighted = _convolve(grad_sums, kernel.flip(-1, -2), 1)
+        grad_weighted = convolve(grad_sums, kernel.flip(-1, -2), 1)
         products = grad_weighted[:, :, :, :-1]
         _sum_over_queries(products, e[:, :, :, None], grad_v)
         grad_e = grad_weighted[:, :, :, -1] + products.mul_(v[:, None]).sum(dim=3)
@@ -135,14 +136,14 @@ def _by_images(kernel: Tensor, e: Tensor, *maps: Tensor) -> Iterator[tuple[Tenso
     return zip(*(x.split(images) for x in (e, *maps)), strict=True)
 
 
-def _exponentials(scores: Tensor) -> Tensor:
+def exponentiate(scores: Tensor) -> Tensor:
     """(B, q, h, H, W), at most 1."""
     return (scores - scores.amax(dim=(3, 4), keepdim=True)).exp_()
 
 
 def make_kernel(bias: Tensor, scale: Tensor, dim: int) -> Tensor:
     """Kernel (n, 1, k, k) of both sums, up to a factor that cancels in their ratio."""
-    exponentials = (bias - bias.max()).exp()
+    exponentials = (bias - bias.max()).exp_()
     numerator = (exponentials * scale)[..., None].expand(*bias.shape, dim)
     kernel = torch.cat([numerator, exponentials[..., None]], dim=-1).flatten(1)  # (k*k, n)
     side = round(len(kernel) ** 0.5)
@@ -157,10 +158,10 @@ def _weighted(e: Tensor, values: Tensor) -> Tensor:
     return weighted
 
 
-def _convolve(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+def convolve(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """Depth-wise convolution of maps (B, q, h, d + 1, H, W)."""
     maps, padding = x.flatten(1, 3), kernel.shape[-1] // 2
-    if padding > MAX_PADDING:
+    if padding > MAX_PADDING and not is_exporting():
         maps, padding = F.pad(maps, (padding,) * 4), 0
     y = F.conv2d(maps, kernel, None, stride, padding, groups=len(kernel))
     return y.unflatten(1, x.shape[1:4])
