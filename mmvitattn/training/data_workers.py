@@ -4,6 +4,7 @@ A signal to a whole job (torchrun, slurm, Ctrl-C) reaches them as well. They hav
 the training has saved a checkpoint.
 """
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -32,6 +34,25 @@ def prepare_workers(loader: DataLoader) -> None:
     init: Any = loader.worker_init_fn
     if not (isinstance(init, partial) and init.func is _init_worker):
         loader.worker_init_fn = partial(_init_worker, init)
+    method = multiprocessing.get_start_method(allow_none=True)
+    default = multiprocessing.get_all_start_methods()[0]
+    if loader.num_workers and not loader.multiprocessing_context and (method or default) == 'fork':
+        loader.multiprocessing_context = _WorkerContext()
+
+
+class _Worker(ForkProcess):
+    """A process all of whose threads block SIGTERM: PyTorch may start one before `_init_worker`."""
+
+    def start(self) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(ForkContext):
+    Process = _Worker
 
 
 def _init_worker(init: Callable[[int], Any] | None, worker_id: int) -> None:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,8 +35,8 @@ class Large(Signalling):
         return torch.ones(1000)
 
 
-def load(dataset, collate_fn=None):
-    loader = DataLoader(dataset, num_workers=1, collate_fn=collate_fn)
+def load(dataset, collate_fn=None, **options):
+    loader = DataLoader(dataset, num_workers=1, collate_fn=collate_fn, **options)
     prepare_workers(loader)
     prepare_workers(loader)  # of a loader that was prepared before
     with worker_deaths_explained():
@@ -45,6 +46,36 @@ def load(dataset, collate_fn=None):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_workers_outlive_signals_to_the_job(number):
     assert load(Signalling(number)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        'torch.set_num_threads(2); test_workers_outlive_signals_to_the_job(signal.SIGTERM); '
+        'test_the_parent_can_end_a_worker()',
+        "load(Signalling(signal.SIGTERM), multiprocessing_context='spawn')",
+    ],
+    ids=['two_threads', 'spawn'],
+)
+def test_in_a_fresh_process(code, run_code):
+    """If PyTorch had two threads from the start, each worker has a second one once it is forked."""
+    folder = str(Path(__file__).parent)
+    run_code(f'import sys; sys.path.append({folder!r}); from test_data_workers import *; {code}')
+
+
+def test_start_methods_are_kept(monkeypatch):
+    loader = DataLoader(Signalling(0), num_workers=1, multiprocessing_context='spawn')
+    prepare_workers(loader)
+    assert loader.multiprocessing_context.get_start_method() == 'spawn'
+    monkeypatch.setattr('multiprocessing.get_start_method', lambda allow_none: 'spawn')
+    loader = DataLoader(Signalling(0), num_workers=1)
+    prepare_workers(loader)
+    assert loader.multiprocessing_context is None
+
+
+def test_signals_reach_the_parent_again():
+    load(Signalling(0))
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_the_parent_can_end_a_worker():
