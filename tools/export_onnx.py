@@ -122,6 +122,7 @@ def export(args: argparse.Namespace) -> None:
     shapes = check_shapes(m, channels)
     with written_atomically(out) as temporary:
         shape = (2, channels, 2 * m + 5, 3 * m + 7)
+        print('exporting, which can take minutes', flush=True)
         print('exporter:', export_onnx(module, temporary, shape, metadata, args.exporter))
         differences = largest_differences(module, temporary, shapes)
         print('batch x height x width   largest difference / largest output')

@@ -125,20 +125,22 @@ def write_onnx(
 def _write_with_dynamo(
     module: nn.Module, image: Tensor, path: Path, axes: dict[int, str], options: dict
 ) -> None:
+    from onnxscript import ir
     from onnxscript import opset20 as op
 
     def nms(boxes, scores, max_output, iou_threshold, score_threshold):  # type: ignore
         return op.NonMaxSuppression(boxes, scores, max_output, iou_threshold, score_threshold)
 
-    torch.onnx.export(
+    program: Any = torch.onnx.export(
         module,
         (image,),
-        str(path),
         dynamo=True,
-        external_data=False,
         verbose=False,
         opset_version=DYNAMO_OPSET,
         dynamic_shapes=(dict.fromkeys(axes, torch.export.Dim.DYNAMIC),),
         custom_translation_table={torch.ops.mmvitattn.nms.default: nms},
         **options,
     )
+    # The exporter leaves constants of branches behind, of which onnxruntime would warn.
+    ir.passes.common.RemoveUnusedNodesPass()(program.model)
+    program.save(str(path), external_data=False)
