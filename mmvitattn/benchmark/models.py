@@ -128,6 +128,13 @@ BACKBONES |= {
     )
     for name in EXPORTED_NAMES
 }
+LINEAR_NAMES = ('LinGlo-b0', *EXPORTED_NAMES)
+BACKBONES |= {
+    f"{name}, PyTorch's linear layers": Contestant(
+        'linear layers by MKL', forced(BACKBONES[name].build, 'linear=reference'), name
+    )
+    for name in LINEAR_NAMES
+}
 
 STRIDE = 32  # images are padded to multiples of it, as detectors do
 # Boxes x1, y1, x2, y2 as shares of the image, small to large, with their labels.
@@ -276,6 +283,7 @@ def backbone_groups(
             _resolution_group((64, 128), ('LinGlo-b0', 'Swin-T', 'PVTv2-B2', 'ConvNeXt-T')),
             _figure_4_group(figure_4_batch, figure_4_sides or (64, 96), on_gpu),
             _cifar_group(1, 8),
+            *([] if on_gpu else [_linear_group(1, 64, LINEAR_NAMES[:1])]),
         ]
     peers = (*SWINS, 'PVTv2-B2', *CONVNEXTS, *RESNETS)
     names = (*LINGLOS, *QNAS, *SAG_FORMS, *SAG_TINY_FORMS, *peers)
@@ -292,23 +300,41 @@ def backbone_groups(
             rounds=1,
             text='Global attention over all keys and values, or averages of them in each stage.',
         ),
+        *([] if on_gpu else [_linear_group(batch, SIDE, LINEAR_NAMES)]),
     ]
 
 
 def compiled_group(quick: bool, batch: int) -> Group:
     """What ``benchmark.py compiled`` measures: torch.compile against eager mode."""
     side, names = (64, ('LinGlo-b0',)) if quick else (SIDE, COMPILED_NAMES)
-    both = tuple(form for name in names for form in (name, f'{name}, compiled'))
-    title = f'Compiled backbones at {side} x {side}, batch {batch}'
-    return backbone_group('compiled', title, [Case(Size(batch, side, side), both, MODES)])
+    return _forms_group('compiled', 'Compiled backbones', batch, side, names, 'compiled')
 
 
 def exported_group(quick: bool, batch: int) -> Group:
     """What ``benchmark.py exported`` measures: ONNX files in onnxruntime against PyTorch."""
     side, names = (64, ('SAG-small',)) if quick else (SIDE, EXPORTED_NAMES)
-    both = tuple(form for name in names for form in (name, f'{name}, exported'))
-    title = f'Exported backbones at {side} x {side}, batch {batch}'
-    return backbone_group('exported', title, [Case(Size(batch, side, side), both, (FORWARD,))])
+    modes = (FORWARD,)
+    return _forms_group('exported', 'Exported backbones', batch, side, names, 'exported', modes)
+
+
+def _linear_group(batch: int, side: int, names: tuple[str, ...]) -> Group:
+    form = "PyTorch's linear layers"
+    return _forms_group('linear', f'Backbones with {form}', batch, side, names, form)
+
+
+def _forms_group(
+    key: str,
+    title: str,
+    batch: int,
+    side: int,
+    names: tuple[str, ...],
+    form: str,
+    modes: tuple[str, ...] = MODES,
+) -> Group:
+    """Each of ``names``, and after it another form of the same backbone."""
+    both = tuple(contestant for name in names for contestant in (name, f'{name}, {form}'))
+    title = f'{title} at {side} x {side}, batch {batch}'
+    return backbone_group(key, title, [Case(Size(batch, side, side), both, modes)])
 
 
 def backbone_group(

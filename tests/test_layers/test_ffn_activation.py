@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvitattn.layers.ffn import TanhGELU
+from mmvitattn.layers.ffn import HALF_PART, TanhGELU
 
 gelu_tanh = TanhGELU()
 
@@ -22,3 +22,14 @@ def test_gelu_tanh_with_gradient_and_in_half_precision_is_pytorchs(dtype):
     assert torch.equal(y, F.gelu(x, approximate='tanh'))
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_gelu_tanh_of_every_half_precision_value_is_rounded_once(dtype):
+    values = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    values = values[values.isfinite()]
+    repeats = HALF_PART // len(values) + 2  # more than one part
+    y = gelu_tanh(values.expand(repeats, -1))
+    assert torch.equal(y, y[:1].expand(repeats, -1))
+    expected = F.gelu(values.double(), approximate='tanh').to(dtype)
+    torch.testing.assert_close(y[0], expected, rtol=torch.finfo(dtype).eps, atol=1e-7)
