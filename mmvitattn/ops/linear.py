@@ -2,7 +2,8 @@
 
 On AMD's CPUs MKL runs code for AVX2, and oneDNN, with which PyTorch computes convolutions, code for
 AVX-512. On cores that execute AVX-512 at full width (Zen 5), a 1 x 1 convolution takes half the
-time of the same product. In half precision PyTorch uses oneDNN for both.
+time of the same product, on others (Zen 4) about as long. In half precision PyTorch uses oneDNN for
+both.
 """
 
 from pathlib import Path
